@@ -1,0 +1,33 @@
+# Every target works on a fresh clone: it makes .venv and installs what it needs first.
+PYTHON ?= python3
+PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
+export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
+
+.PHONY: install demo test check clean
+
+install: .venv/.installed ## .venv with the package and its tools, nothing else
+
+demo: .venv/.demo ## photographs -> shards -> two ranks through every freeze -> pictures and summary
+	bash launch/demo.sh
+
+test: .venv/.test ## all tests, on real ranks; no GPU and no network needed
+	.venv/bin/python -m pytest
+
+check: .venv/.check ## lint, format, types
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean: ## everything that these targets made
+	rm -rf .venv runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.installed: pyproject.toml
+	@echo "installing into .venv (torch and DeepSpeed: a few GB, minutes)"
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "python >= 3.11 is needed: make PYTHON=python3.11 …"'
+	$(PYTHON) -m venv .venv
+	$(PIP) -e .
+	@touch $@
+
+.venv/.demo .venv/.test .venv/.check: .venv/.%: .venv/.installed
+	$(PIP) -e '.[$*]'
+	@touch $@
