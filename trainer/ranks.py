@@ -1,0 +1,90 @@
+"""Who am I among the ranks: read from whatever launcher started this process.
+
+The deepspeed launcher and torchrun export RANK, WORLD_SIZE and LOCAL_RANK; srun exports SLURM_*; a plain
+`python launch/pretrain.py` exports nothing and is a run of one rank.
+"""
+
+import os
+import socket
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from trainer.errors import BadInput
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    rank: int
+    local_rank: int
+    world_size: int
+    local_world_size: int
+
+
+def resolve_ranks(environment: Mapping[str, str]) -> Ranks:
+    """Rank and world size from the launcher's environment variables.
+
+    Raises `BadInput` when they are incomplete or contradict each other."""
+    names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
+    if not any(name in environment for name in names.values()) and "SLURM_PROCID" in environment:
+        names = {"rank": "SLURM_PROCID", "world_size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID"}
+    elif not any(name in environment for name in names.values()):
+        return Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1)
+    try:
+        found = {key: int(environment[name]) for key, name in names.items()}
+    except KeyError as error:
+        given = ", ".join(name for name in names.values() if name in environment)
+        raise BadInput(
+            f"launcher environment: {given} set but not {error.args[0]}; use deepspeed or torchrun"
+        ) from None
+    except ValueError as error:
+        raise BadInput(f"launcher environment: {', '.join(names.values())} must be integers ({error})") from None
+    if not 0 <= found["rank"] < found["world_size"]:
+        raise BadInput(f"launcher environment: rank {found['rank']} is not below world size {found['world_size']}")
+    if found["world_size"] > 1:
+        for name in ("MASTER_ADDR", "MASTER_PORT"):
+            if name not in environment:
+                raise BadInput(f"launcher environment: {name} is not set; export it for all ranks before the launch")
+    return Ranks(**found, local_world_size=_local_world_size(environment, found["world_size"]))
+
+
+def export_ranks(ranks: Ranks) -> None:
+    """Set the five variables that torch's and DeepSpeed's rendezvous read, for launchers that set other ones."""
+    os.environ |= {
+        "RANK": str(ranks.rank),
+        "WORLD_SIZE": str(ranks.world_size),
+        "LOCAL_RANK": str(ranks.local_rank),
+    }
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    if "MASTER_PORT" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+
+
+def _local_world_size(environment: Mapping[str, str], world_size: int) -> int:
+    """torchrun, the deepspeed launcher and Slurm each have their own name for the ranks on this machine."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if environment.get(name, "").isdigit():
+            return int(environment[name])
+    return world_size
+
+
+def from_rank_zero(action: Callable[[], T]) -> T:
+    """Run `action` on rank 0 alone and return its result on every rank, after it is done.
+
+    What it raises, every rank raises: nobody is left waiting in a collective. Needs the process group."""
+    import torch.distributed as dist
+
+    outcome: list[Any] = [None, None]
+    if dist.get_rank() == 0:
+        try:
+            outcome[0] = action()
+        except Exception as error:
+            outcome[1] = error
+    dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        raise outcome[1]
+    return outcome[0]

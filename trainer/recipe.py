@@ -1,0 +1,169 @@
+"""What a run is: one typed recipe, read from YAML, overridable on the command line, printable and saved with the run.
+
+Each section is declared beside the component that it configures; this module puts them together and turns every
+mistake into one line that names the key and the mend.
+"""
+
+import difflib
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.data.config import DataConfig
+from trainer.engine.config import OptimizerConfig
+from trainer.errors import BadInput
+from trainer.freezing.config import FreezingConfig
+from trainer.model.config import ModelConfig
+from trainer.section import Section
+from trainer.tracking.config import TrackingConfig
+
+
+class TrainConfig(Section):
+    epochs: float = Field(1600, gt=0, description="length of the run in passes over the data")
+    global_batch: int = Field(2048, ge=1, description="images per optimizer step over all ranks and micro-batches")
+    micro_batch: int | None = Field(
+        None, ge=1, description="images per rank per forward; empty = as the ds_config says, else no accumulation"
+    )
+    precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="empty = as the ds_config says")
+    seed: int = Field(0, ge=0, description="of the initial weights, the order of the data, the crops and the masks")
+
+
+class Recipe(Section):
+    model: ModelConfig = ModelConfig()
+    freezing: FreezingConfig = FreezingConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    tracking: TrackingConfig = TrackingConfig()
+
+    @model_validator(mode="after")
+    def _warmup_fits(self) -> "Recipe":
+        if self.optimizer.warmup_epochs >= self.train.epochs:
+            raise ValueError(
+                f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs:g}) must be below train.epochs "
+                f"({self.train.epochs:g}): shorten the warm-up or lengthen the run"
+            )
+        return self
+
+    @property
+    def learning_rate(self) -> float:
+        """Peak learning rate of this global batch."""
+        return self.optimizer.peak_lr(self.train.global_batch)
+
+
+def load_recipe(name: str, overrides: list[str], shipped: Path) -> Recipe:
+    """Read a recipe by shipped name or file path and apply ``section.key=value`` overrides.
+
+    Raises `BadInput` for a missing file, bad YAML, an unknown key (with the nearest valid one) or a bad value."""
+    path = _recipe_path(name, shipped)
+    try:
+        tree = yaml.safe_load(path.read_text()) or {}
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f", line {where.line + 1}" if where else ""
+        raise BadInput(f"recipe {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"recipe {path}: cannot be read ({error})") from None
+    if not isinstance(tree, dict):
+        raise BadInput(f"recipe {path}: must be a mapping of sections (model:, train:, …)")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_recipe(tree, source=f"recipe {path}")
+
+
+def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
+    """Validate a nested dict. Raises `BadInput`, one line, first mistake first."""
+    _refuse_unknown_keys(tree, Recipe, source)
+    try:
+        return Recipe.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        given = "" if first["type"] == "value_error" else f" (given: {first['input']!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        more = len(error.errors()) - 1
+        raise BadInput(
+            f"{source}: {key + ': ' if key else ''}{message}{given}" + (f" (and {more} more)" if more else "")
+        ) from None
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The whole recipe as YAML, defaults included: what RUN/recipe.yaml holds and `load_recipe` reads back."""
+    return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def describe_recipe() -> str:
+    """Every key with its type, default and meaning, for `--help-recipe`."""
+    lines = []
+    for section, info in Recipe.model_fields.items():
+        lines.append(f"{section}:")
+        for key, field in _section_class(info.annotation).model_fields.items():
+            kind = getattr(field.annotation, "__name__", None) if not typing.get_args(field.annotation) else None
+            kind = kind or str(field.annotation).replace("typing.", "").replace("NoneType", "None")
+            lines.append(f"  {key}: {field.get_default()!r}  [{kind}]")
+            lines.append(f"      {field.description}")
+    return "\n".join(lines)
+
+
+def differing_keys(then: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+    """``section.key`` → (then, now) wherever two recipes differ."""
+    a, b = then.model_dump(mode="json"), now.model_dump(mode="json")
+    return {f"{s}.{k}": (a[s][k], b[s][k]) for s in a for k in a[s] if a[s][k] != b[s][k]}
+
+
+def _recipe_path(name: str, shipped: Path) -> Path:
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        path = Path(name)
+        if not path.is_file():
+            raise BadInput(f"recipe {path}: no such file")
+        return path
+    names = sorted(file.stem for file in shipped.glob("*.yaml"))
+    if name not in names:
+        raise BadInput(f"recipe {name!r} is not shipped{_nearest(name, names)}; shipped: {', '.join(names)}")
+    return shipped / f"{name}.yaml"
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, value = override.partition("=")
+    section, dot, field = key.partition(".")
+    if not (equals and dot and section and field):
+        raise BadInput(f"override {override!r}: write section.key=value, for instance train.epochs=100")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"override {override!r}: the value is not valid YAML") from None
+    if tree.get(section) is None:
+        tree[section] = {}
+    if not isinstance(tree[section], dict):
+        raise BadInput(f"override {override!r}: {section} is not a section in the recipe file")
+    tree[section][field] = parsed
+
+
+def _refuse_unknown_keys(tree: dict[str, Any], model: type[BaseModel], source: str) -> None:
+    for section, content in tree.items():
+        if section not in model.model_fields:
+            raise BadInput(f"{source}: unknown section {section!r}{_nearest(str(section), list(model.model_fields))}")
+        if content is not None and not isinstance(content, dict):
+            raise BadInput(f"{source}: {section} must be a mapping of keys to values (given: {content!r})")
+        fields = list(_section_class(model.model_fields[section].annotation).model_fields)
+        for key in content or {}:
+            if key not in fields:
+                raise BadInput(f"{source}: unknown key {section}.{key}{_nearest(str(key), fields)}")
+    for section in [name for name, content in tree.items() if content is None]:  # `model:` with nothing under it
+        del tree[section]
+
+
+def _section_class(annotation: Any) -> type[BaseModel]:
+    assert isinstance(annotation, type)
+    assert issubclass(annotation, BaseModel)
+    return annotation
+
+
+def _nearest(name: str, valid: list[str]) -> str:
+    close = difflib.get_close_matches(name, valid, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else f"; valid: {', '.join(valid)}"
