@@ -1,0 +1,49 @@
+"""The fp32 weights of frozen units, kept in host memory by the rank that owned them.
+
+When a unit freezes, the engine gives back its fp32 masters, and under bf16 or fp16 only the rounded weights are left.
+The exact ones are kept here from the moment of the freeze, 4 bytes per frozen parameter divided over the ranks, so
+that every checkpoint and export is complete in fp32.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from trainer.engine.engine import FreezingEngine
+
+
+def even_slice(numel: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(start, length) of a rank's share of a flattened parameter: ceil(numel / world size) each, the last ones less."""
+    share = -(-numel // world_size)
+    start = min(rank * share, numel)
+    return start, min(share, numel - start)
+
+
+@dataclass
+class FrozenArchive:
+    """name → (start, fp32 values on the host), this rank's part only."""
+
+    parts: dict[str, tuple[int, torch.Tensor]] = field(default_factory=dict)
+
+    def keep(self, engine: FreezingEngine, names: set[str]) -> None:
+        """Copy the masters of the parameters about to freeze. Call before `FreezingEngine.freeze`."""
+        for fragment in engine.fragments(owned_only=True):
+            if fragment.name in names:
+                self.parts[fragment.name] = (fragment.start, fragment.master.detach().float().cpu().clone())
+
+    def restore(
+        self,
+        parameters: Iterable[tuple[str, int]],
+        read: Callable[[str, int, int], torch.Tensor],
+        rank: int,
+        world_size: int,
+    ) -> None:
+        """Take this rank's share of each (name, numel) from a checkpoint's `read(name, start, length)`."""
+        for name, numel in parameters:
+            start, length = even_slice(numel, rank, world_size)
+            if length:
+                self.parts[name] = (start, read(name, start, length).clone())
+
+    def __iter__(self) -> Iterator[tuple[str, int, torch.Tensor]]:
+        return ((name, start, values) for name, (start, values) in self.parts.items())
