@@ -1,0 +1,52 @@
+"""Makes RUN/pictures: from a checkpoint and the run's own shards, on the host, without touching the engine."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from trainer.checkpoint.reader import Checkpoint
+from trainer.data.augment import Box, crop_and_resize
+from trainer.data.decode import decode_rgb
+from trainer.data.reader import parse_sample, read_samples
+from trainer.data.shard_index import ShardIndex
+from trainer.model.localmim import LocalMIM
+from trainer.model.masking import mask_noise
+from trainer.plan import RunPlan
+from trainer.tracking.pictures import draw_reconstructions, draw_timeline
+
+
+def draw_reconstruction_picture(plan: RunPlan, checkpoint: Checkpoint) -> Path:
+    """reconstructions.png of the weights in a checkpoint. Frozen stages are shown too: their decoders froze with the
+    blocks that they read, so their predictions stay valid."""
+    config = plan.recipe.model
+    images = centre_crops(plan.index, plan.recipe.tracking.picture_images, config.image_size)
+    model = LocalMIM(config)
+    checkpoint.load_weights(model)
+    noise = mask_noise(torch.arange(len(images)), model.num_patches)
+    shown = model.reconstruct(images, noise)
+    path = plan.output / "pictures" / "reconstructions.png"
+    draw_reconstructions(images.numpy(), shown, config, path)
+    return path
+
+
+def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Path:
+    path = plan.output / "pictures" / "freeze_timeline.png"
+    draw_timeline(events, path)
+    return path
+
+
+def centre_crops(index: ShardIndex, count: int, size: int) -> torch.Tensor:
+    """A few samples, always the same: uint8 [count, 3, size, size].
+
+    From candidates all over the shards, those with the most bytes: a flat sky compresses well and shows nothing."""
+    candidates = np.unique(np.linspace(0, index.num_samples - 1, 8 * count).astype(np.int64))
+    chosen = sorted(read_samples(index, candidates), key=lambda raw: len(raw.content))[-count:]
+    crops = []
+    for raw in chosen:
+        pixels = decode_rgb(parse_sample(raw).image)
+        height, width, _ = pixels.shape
+        side = min(height, width)
+        crops.append(crop_and_resize(pixels, Box((height - side) // 2, (width - side) // 2, side, side), size))
+    return torch.stack(crops)

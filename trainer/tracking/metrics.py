@@ -1,0 +1,80 @@
+"""metrics.jsonl and TensorBoard: what happened, one event a line, written by rank 0 alone."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """All events of a run, oldest first; a last line cut short by a crash is left out."""
+    path = run / "metrics.jsonl"
+    events = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            events.append(json.loads(line))
+        except ValueError:
+            break
+    return events
+
+
+class Metrics:
+    """Appends events. Opening at a step > 0 first drops what an earlier process wrote beyond that step, since those
+    steps are about to be taken again."""
+
+    def __init__(self, run: Path, start_step: int, tensorboard: bool):
+        self._path = run / "metrics.jsonl"
+        kept = [event for event in read_metrics(run) if start_step and _before(event, start_step)]
+        rewritten = self._path.with_suffix(".tmp")
+        rewritten.write_text("".join(json.dumps(event) + "\n" for event in kept))
+        rewritten.replace(self._path)
+        self._file = self._path.open("a")
+        self._board = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
+
+    def write(self, event: str, **fields: Any) -> None:
+        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.flush()
+        if self._board is not None and event in ("step", "freeze"):
+            for name, value in _scalars(event, fields):
+                self._board.add_scalar(name, value, fields["step"])
+
+    def picture(self, name: str, path: Path, step: int) -> None:
+        """Show a PNG in TensorBoard as well."""
+        if self._board is not None:
+            from PIL import Image
+
+            self._board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+
+    def close(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _before(event: dict[str, Any], step: int) -> bool:
+    """A freeze at `step` happens after the checkpoint of `step` and is done again; all else at `step` is past."""
+    at = event.get("step", 0)
+    return at < step or (at == step and event["event"] in ("step", "checkpoint"))
+
+
+def _scalars(event: str, fields: dict[str, Any]) -> list[tuple[str, float]]:
+    """TensorBoard names: train/loss, stage_loss/2, learning_rate/unit_05, freeze/seconds, …"""
+    if event == "freeze":
+        return [("freeze/seconds", fields["seconds"])]
+    scalars = []
+    for name, value in fields.items():
+        if name == "loss_stages":
+            scalars += [(f"stage_loss/{k}", v) for k, v in enumerate(value) if v is not None]
+        elif name == "lr":
+            scalars += [(f"learning_rate/unit_{k:02d}", v) for k, v in enumerate(value) if v is not None]
+        elif name != "step" and value is not None:
+            scalars.append((f"train/{name}", value))
+    return scalars

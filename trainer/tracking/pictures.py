@@ -1,0 +1,99 @@
+"""The two pictures of a run: how the freeze went, and what the model sees."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from trainer.model.config import ModelConfig
+from trainer.model.localmim import Reconstruction
+from trainer.tracking.hog_picture import draw_hog
+
+
+def draw_timeline(events: list[dict[str, Any]], path: Path) -> None:
+    """freeze_timeline.png: learning rate per unit, frozen units, optimizer bytes per rank and img/s over the steps."""
+    steps = [event for event in events if event["event"] == "step"]
+    freezes = [event for event in events if event["event"] == "freeze"]
+    x = [event["step"] for event in steps]
+    figure = Figure(figsize=(11, 10), layout="constrained")
+    rates, frozen, memory, speed = figure.subplots(4, 1, sharex=True, height_ratios=[3, 1.5, 1.5, 1.5])
+
+    units = len(steps[0]["lr"])
+    colours = matplotlib.colormaps["viridis"](np.linspace(0, 0.95, units))
+    for unit in range(units):
+        y = [np.nan if event["lr"][unit] is None else event["lr"][unit] for event in steps]
+        name = "patch embedding" if unit == 0 else f"block {unit}"
+        rates.plot(x, y, color=colours[unit], lw=1.4, label=name)
+    rates.set_ylabel("learning rate")
+    rates.legend(fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+    frozen_x, frozen_y = _over_steps(steps, freezes, "frozen_units", lambda event: event["units"][-1] + 1)
+    frozen.step(frozen_x, frozen_y, where="post", color="tab:blue")
+    frozen.set_ylabel(f"frozen units\nof {units}")
+    frozen.set_ylim(-0.3, units + 0.3)
+    bytes_x, bytes_y = _over_steps(steps, freezes, "optimizer_bytes", lambda event: event["optimizer_bytes_after"][0])
+    memory.step(bytes_x, np.array(bytes_y) / 1e6, where="post", color="tab:red")
+    memory.set_ylabel("optimizer state\nMB per rank")
+    memory.set_ylim(bottom=0)
+    speed.plot(x, [event["images_per_second"] for event in steps], color="tab:green")
+    speed.set_ylabel("images / s")
+    speed.set_ylim(bottom=0)
+    speed.set_xlabel("optimizer step")
+    for axis in (rates, frozen, memory, speed):
+        for event in freezes:
+            axis.axvline(event["step"], color="grey", lw=0.5, ls=":")
+        axis.spines[["top", "right"]].set_visible(False)
+    for event in freezes:
+        for stage in event["stages_removed"]:
+            rates.annotate(
+                f"stage {stage} removed",
+                (event["step"], 0.98),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                fontsize=7,
+                va="top",
+                ha="right",
+            )
+    figure.savefig(path, dpi=110)
+
+
+def _over_steps(
+    steps: list[dict], freezes: list[dict], key: str, after_freeze: Callable[[dict], int]
+) -> tuple[list[int], list[int]]:
+    """A quantity that changes with freezes: a freeze event knows it to the step, log lines only to the interval."""
+    points = [(event["step"], event[key]) for event in steps]
+    points += [(event["step"], after_freeze(event)) for event in freezes]
+    points.sort(key=lambda point: point[0])
+    return [p[0] for p in points], [p[1] for p in points]
+
+
+def draw_reconstructions(images: np.ndarray, shown: Reconstruction, config: ModelConfig, path: Path) -> None:
+    """reconstructions.png: a row per photograph: image, masked image, then target and prediction of each stage.
+
+    images: uint8 [B, 3, H, W], the pixels that `shown` was computed from."""
+    blocks, scales = config.stage_blocks, config.stage_scales
+    columns = 2 + 2 * len(shown.stages)
+    figure = Figure(figsize=(1.75 * columns, 1.85 * len(images) + 0.5), layout="constrained")
+    axes = figure.subplots(len(images), columns, squeeze=False)
+    grid, patch = config.grid_size, config.patch_size
+    for row, image in enumerate(images):
+        picture = image.transpose(1, 2, 0)
+        mask = shown.mask[row].reshape(grid, grid).cpu().numpy().repeat(patch, 0).repeat(patch, 1)[..., None]
+        axes[row, 0].imshow(picture)
+        axes[row, 1].imshow(np.where(mask > 0, 110, picture).astype(np.uint8))
+        for column, stage in enumerate(shown.stages):
+            for offset, hog in enumerate((stage.target, stage.prediction)):
+                drawn = draw_hog(hog[row].float().cpu().numpy(), config.hog_bins, 2 * config.image_size)
+                axes[row, 2 + 2 * column + offset].imshow(drawn, cmap="gray", vmin=0, vmax=1)
+    titles = ["photograph", f"masked {config.mask_ratio:.0%}"]
+    for stage in shown.stages:
+        cells, block = round(grid * scales[stage.stage]), blocks[stage.stage] + 1
+        titles += [f"block {block}: target\n{cells}×{cells} cells", f"block {block}: predicted"]
+    for axis, title in zip(axes[0], titles, strict=True):
+        axis.set_title(title, fontsize=9)
+    for axis in axes.flat:
+        axis.set_axis_off()
+    figure.savefig(path, dpi=200)  # fine enough for the strokes of 56×56 cells
