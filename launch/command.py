@@ -1,0 +1,36 @@
+"""What all commands share: bad input ends with one line on rank 0 and exit code 2, before any engine is built."""
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+from trainer.errors import BadInput
+
+BAD_INPUT = 2
+PATIENCE_SECONDS = 10  # how long the other ranks leave rank 0 to speak for all
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """Tells a bad command line as every other bad input: once, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise BadInput(f"{message} (--help shows all arguments)")
+
+
+def run_command(main: Callable[[], int]) -> None:
+    """Call `main` and exit with its code.
+
+    Launchers kill all ranks as soon as one has failed. So the others wait for rank 0 to say what is wrong, once; one
+    that is still alive after that alone has the trouble (a disk missing on its machine, say) and says so itself."""
+    try:
+        code = main()
+    except BadInput as error:
+        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        if rank != "0":
+            time.sleep(PATIENCE_SECONDS)
+        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        code = BAD_INPUT
+    sys.exit(code)

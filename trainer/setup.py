@@ -1,0 +1,111 @@
+"""What happens once, between a checked plan and the first step: process group, checkpoint choice, run directory."""
+
+import json
+import os
+import platform
+import sys
+import warnings
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from deepspeed.accelerator import get_accelerator
+
+from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, write_durably
+from trainer.checkpoint.reader import Checkpoint, find_checkpoint
+from trainer.engine.process_group import join_process_group
+from trainer.errors import BadInput
+from trainer.plan import RunPlan
+from trainer.ranks import Ranks, export_ranks, from_rank_zero
+from trainer.recipe import differing_keys, dump_recipe, parse_recipe
+from trainer.tracking.console import Console
+
+# What may change between a checkpoint and the run that continues it: nothing here alters what is computed.
+FREE_TO_CHANGE = {
+    "train.micro_batch",
+    "train.precision",
+    "data.path",
+    "data.workers",
+    "data.prefetch",
+    "checkpoint.every_steps",
+    "checkpoint.every_epochs",
+    "checkpoint.keep_last",
+    "tracking.log_every",
+    "tracking.tensorboard",
+    "tracking.pictures",
+    "tracking.picture_images",
+}
+
+
+def start_process_group(ranks: Ranks) -> torch.device:
+    """Join the other ranks (NCCL on GPUs, gloo on CPUs) and return this rank's device."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
+    export_ranks(ranks)
+    accelerator = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        device = torch.device("cpu")
+        if "OMP_NUM_THREADS" not in os.environ:  # the deepspeed launcher leaves it unset: ranks would share all cores
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+    else:
+        accelerator.set_device(ranks.local_rank)
+        device = torch.device(accelerator.device_name(ranks.local_rank))
+    join_process_group()
+    return device
+
+
+def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
+    """The checkpoint to continue from, the same on every rank; None = start anew.
+
+    Raises `BadInput` if it is not of this recipe and these shards."""
+
+    def on_rank_zero() -> Path | None:
+        path = find_checkpoint(plan.checkpoints, resume, warn=Console(0).say)
+        if path is not None:
+            _refuse_another_run(plan, Checkpoint(path).manifest, path)
+        return path
+
+    try:
+        path = from_rank_zero(on_rank_zero)
+        return None if path is None else Checkpoint(path)
+    except DamagedCheckpoint as error:
+        raise BadInput(str(error)) from None
+
+
+def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
+    then = parse_recipe(manifest.recipe, source=f"{path}/manifest.json")
+    for key, (before, now) in differing_keys(then, plan.recipe).items():
+        if key not in FREE_TO_CHANGE:
+            raise BadInput(
+                f"resuming from {path}: {key} was {before!r} and is {now!r} now; set it back, or start anew in another "
+                "--output"
+            )
+    if manifest.index_hash != plan.index.content_hash:
+        raise BadInput(f"resuming from {path}: {plan.recipe.data.path} holds other shards than it was trained on")
+
+
+def write_run_files(plan: RunPlan) -> None:
+    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved."""
+    try:
+        for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
+            directory.mkdir(parents=True, exist_ok=True)
+        write_durably(plan.output / "recipe.yaml", dump_recipe(plan.recipe))
+        write_durably(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
+        write_durably(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
+    except OSError as error:
+        raise BadInput(f"--output {plan.output}: cannot be written ({error})") from None
+
+
+def _environment(plan: RunPlan) -> dict:
+    """Enough to tell two runs apart. No environment variables: they may hold secrets."""
+    accelerator = get_accelerator()
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "packages": {name: version(name) for name in ("torch", "deepspeed", "timm", "webdataset", "safetensors")},
+        "platform": platform.platform(),
+        "accelerator": accelerator.device_name(),
+        "device": platform.processor() if accelerator.device_name() == "cpu" else torch.cuda.get_device_name(),
+        "cpu_threads": torch.get_num_threads(),
+        "world_size": plan.ranks.world_size,
+        "shards": {"path": plan.recipe.data.path, "samples": plan.index.num_samples, "hash": plan.index.content_hash},
+    }
