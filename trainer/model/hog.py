@@ -1,0 +1,87 @@
+"""Histograms of oriented gradients: what the stages predict.
+
+The gradients and their histogram are computed once per step at a cell size that divides every live stage's, and pooled
+from there. Treating each scale and colour channel apart gives the same numbers at many times the cost.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@torch.no_grad()
+def hog_targets(images: Tensor, windows: Sequence[int], bins: int) -> list[Tensor]:
+    """HOG of each colour channel in cells of several sizes (LocalMIM, arXiv 2303.05251).
+
+    A pixel adds its gradient's magnitude to the bin of its orientation, ``floor(angle/π · bins) mod bins``; a cell is
+    the mean over its pixels, L2-normalised over the bins.
+
+    On CUDA the histogram is summed by atomics, whose order may change the last bit of a target from run to run;
+    ``torch.use_deterministic_algorithms(True)`` fixes the order.
+
+    Args:
+        images: float32 [B, C, H, W], normalised.
+        windows: cell widths in pixels, each dividing H and W.
+
+    Returns: for each window float32 [B, cells, C·bins], cells row by row, channels ordered channel by channel.
+    """
+    if not windows:
+        return []
+    base = math.gcd(*windows)
+    histogram = _cell_sums(*_magnitude_and_bin(images, bins), base, bins)
+    return [_normalised_cells(histogram, window // base) for window in windows]
+
+
+def _sobel(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Responses of [[1,0,-1],[2,0,-2],[1,0,-1]] and its transpose on the image reflected by one pixel at its border.
+
+    Written as sums in the order in which a convolution adds its taps, because the order is part of the result: on 8-bit
+    images a great many pixels have no gradient along one axis, their angle sits exactly on the border between the first
+    and the last bin, and the last bit of the sum decides. Element-wise sums also keep TF32 out. In place, because on a
+    CPU the temporaries cost more than the additions.
+    """
+    height, width = images.shape[-2:]
+    padded = F.pad(images, (1, 1, 1, 1), mode="reflect")
+
+    def tap(row: int, column: int) -> Tensor:
+        return padded[..., row : row + height, column : column + width]
+
+    horizontal = tap(0, 0) - tap(0, 2)
+    horizontal.add_(tap(1, 0), alpha=2).sub_(tap(1, 2), alpha=2).add_(tap(2, 0)).sub_(tap(2, 2))
+    vertical = tap(0, 0).add(tap(0, 1), alpha=2)
+    vertical.add_(tap(0, 2)).sub_(tap(2, 0)).sub_(tap(2, 1), alpha=2).sub_(tap(2, 2))
+    return horizontal, vertical
+
+
+def _magnitude_and_bin(images: Tensor, bins: int) -> tuple[Tensor, Tensor]:
+    """Gradient magnitude (float32) and orientation bin (int64), both of the shape of ``images``."""
+    horizontal, vertical = _sobel(images)
+    magnitude = horizontal.square().add_(vertical.square()).sqrt_()
+    half_turns = torch.atan2(horizontal, vertical).div_(math.pi)
+    return magnitude, half_turns.mul_(bins).floor_().remainder_(bins).long()
+
+
+def _cell_sums(magnitude: Tensor, orientation: Tensor, cell: int, bins: int) -> Tensor:
+    """Magnitudes summed by cell and bin: [B, C, H/cell, W/cell, bins]."""
+    batch, channels, height, width = magnitude.shape
+    rows, columns = height // cell, width // cell
+    row = torch.arange(height, device=magnitude.device) // cell
+    column = torch.arange(width, device=magnitude.device) // cell
+    first_bin = (row[:, None] * columns + column) * bins
+    sums = magnitude.new_zeros(batch * channels, rows * columns * bins)
+    sums.scatter_add_(1, (orientation + first_bin).reshape(batch * channels, -1), magnitude.flatten(0, 1).flatten(1))
+    return sums.reshape(batch, channels, rows, columns, bins)
+
+
+def _normalised_cells(histogram: Tensor, factor: int) -> Tensor:
+    """Join factor×factor cells, normalise each over its bins, and lay them out as [B, cells, C·bins].
+
+    Sums serve as well as means here: their ratio is a constant, which the normalisation removes.
+    """
+    batch, channels, rows, columns, bins = histogram.shape
+    blocks = histogram.reshape(batch, channels, rows // factor, factor, columns // factor, factor, bins)
+    cells = F.normalize(blocks.sum(dim=(3, 5)), dim=-1, eps=1e-12)
+    return cells.permute(0, 2, 3, 1, 4).reshape(batch, -1, channels * bins)
