@@ -1,0 +1,1 @@
+"""`python -m data_tools COMMAND`: from image files to the WebDataset shards that training reads."""

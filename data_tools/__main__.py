@@ -1,0 +1,37 @@
+"""`python -m data_tools {imagefolder,photographs} --help`
+
+Each command is a module that offers SUMMARY, `add_arguments(parser)` and `run(arguments)`. Exit codes: 0 done, 2 bad
+input (one line says what and how to mend it)."""
+
+import argparse
+import signal
+import sys
+
+from data_tools import imagefolder, photographs
+from trainer.errors import BadInput
+
+COMMANDS = {"imagefolder": imagefolder, "photographs": photographs}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs one command; the return value is the process's exit code."""
+    parser = argparse.ArgumentParser(prog="python -m data_tools", description="Tools that make and look after shards.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, module in COMMANDS.items():
+        command = commands.add_parser(name, help=module.SUMMARY, description=module.__doc__)
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
+        module.add_arguments(command)
+    arguments = parser.parse_args(argv)
+    try:
+        COMMANDS[arguments.command].run(arguments)
+    except BadInput as error:
+        print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{arguments.command}: interrupted; run it again to go on", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
