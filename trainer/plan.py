@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from trainer.data.order import LaneOrder
 from trainer.data.shard_index import ShardIndex
 from trainer.engine.ds_config import ResolvedDsConfig, resolve_ds_config
 from trainer.errors import BadInput
@@ -43,12 +44,12 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
     if recipe.data.path is None:
         raise BadInput("no data: give --data SHARDS, or data.path in the recipe")
     index = ShardIndex.open(recipe.data.path)
-    steps_per_epoch = index.num_samples // train.global_batch
-    if steps_per_epoch == 0:
-        raise BadInput(
-            f"{recipe.data.path} holds {index.num_samples} samples, fewer than train.global_batch="
-            f"{train.global_batch}: lower it to {index.num_samples} or less"
-        )
+    data = recipe.data
+    order = LaneOrder(
+        index.shard_lengths, seed=train.seed, global_batch=train.global_batch, lanes=data.lanes, window=data.window
+    )
+    order.require_ranks(ranks.world_size)
+    steps_per_epoch = order.steps_per_epoch
     total_steps = max(1, round(train.epochs * steps_per_epoch))
     try:
         schedule = FreezeSchedule(

@@ -197,18 +197,6 @@ def test_ranks_read_disjoint_parts_of_the_shards(shards, monkeypatch):
     assert sum(map(len, read)) == len(set.union(*read))
 
 
-def test_the_order_is_identified_and_another_one_refused(shards):
-    loader = make_loader(shards)
-    identity = loader.order_identity()
-    loader.require_order(identity)
-    make_loader(shards, rank=1, world_size=2, workers=1, start=1).require_order(identity)
-    with pytest.raises(BadInput, match="another order of samples: window was 8 and is 8192"):
-        LaneLoader(
-            ShardIndex.open(shards), DataConfig(window=8192), image_size=32, seed=SEED, global_batch=GLOBAL_BATCH,
-            micro_batch=8, rank=0, world_size=1, end_step=1,
-        ).require_order(identity)  # fmt: skip
-
-
 def test_batches_and_ranks_that_do_not_fit_are_refused(shards):
     with pytest.raises(BadInput, match="16 is not a whole number of micro-batches of 5 on 1 ranks"):
         make_loader(shards, micro_batch=5)

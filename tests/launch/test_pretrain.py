@@ -200,7 +200,7 @@ def test_another_recipe_cannot_continue_a_run(reference, recipe, shards):
 @pytest.mark.parametrize(
     ("more", "words"),
     [
-        (["train.global_batch=100000"], "fewer than train.global_batch=100000"),
+        (["train.global_batch=100000"], "fewer than one global batch of 100000"),
         (["train.micro_batch=3"], "micro-batch"),
         (["train.precision=fp16"], "precision"),
         (["train.epoch=3"], "did you mean 'epochs'"),

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from trainer.data.config import DataConfig
 from trainer.data.errors import ShardError, WorkerFailed
-from trainer.data.order import LaneOrder, nearest_lanes
+from trainer.data.order import LaneOrder
 from trainer.data.shard_index import ShardIndex
 from trainer.data.workers import BatchLayout, Failure, Share, ShareDataset, prepare_worker
 from trainer.errors import BadInput
@@ -66,20 +66,13 @@ class LaneLoader:
         self.order = LaneOrder(
             index.shard_lengths, seed=seed, global_batch=global_batch, lanes=config.lanes, window=config.window
         )
+        self.order.require_ranks(world_size)
         lanes = self.order.lanes
-        if lanes % world_size:
-            good = nearest_lanes(global_batch, world_size, lanes)
-            default = " (the default)" if config.lanes is None else ""
-            raise BadInput(
-                f"data.lanes = {lanes}{default} is not a multiple of the world size {world_size}: "
-                f"start a new run with data.lanes={good}"
-            )
         self.layout = BatchLayout(global_batch, micro_batch, lanes, rank, world_size)
         self.num_workers = min(config.workers, lanes // world_size)
         if self.num_workers < config.workers and rank == 0:
             log.info("data.workers lowered from %d to %d: one lane per worker", config.workers, self.num_workers)
         self._prefetch = config.prefetch
-        self._content_hash = index.content_hash
         self._steps = range(start_step, end_step)
         self._dataset = ShareDataset(index, self.order, self.layout, config, image_size, self._steps)
 
@@ -90,28 +83,6 @@ class LaneLoader:
     def __len__(self) -> int:
         """Micro-batches that iterating yields."""
         return len(self._steps) * self.layout.accumulation
-
-    def order_identity(self) -> dict[str, int | str]:
-        """What the order of samples depends on. A checkpoint keeps it beside the step: there is no other loader
-        state."""
-        return {
-            "seed": self.order.seed,
-            "global_batch": self.order.global_batch,
-            "lanes": self.order.lanes,
-            "window": self.order.window,
-            "num_samples": self.order.num_samples,
-            "index_hash": self._content_hash,
-        }
-
-    def require_order(self, identity: dict[str, int | str]) -> None:
-        """Raises BadInput unless this loader continues the order that `order_identity` described when a run was
-        saved."""
-        for name, value in self.order_identity().items():
-            if identity.get(name) != value:
-                raise BadInput(
-                    f"the run was saved with another order of samples: {name} was {identity.get(name)} and is {value} "
-                    "now; set it back, or start a new run"
-                )
 
     def __iter__(self) -> Iterator[MicroBatch]:
         shares = self._shares()

@@ -51,6 +51,15 @@ class LaneOrder:
         self._shard_starts = np.concatenate([[0], np.cumsum(shard_lengths)])
         self._stream_of: tuple[int, NDArray[np.int64], NDArray[np.int64]] | None = None
 
+    def require_ranks(self, world_size: int) -> None:
+        """Raises BadInput unless the lanes can be dealt out to this many ranks."""
+        if self.lanes % world_size:
+            good = nearest_lanes(self.global_batch, world_size, self.lanes)
+            raise BadInput(
+                f"data.lanes = {self.lanes} is not a multiple of the world size {world_size}: "
+                f"start a new run with data.lanes={good}"
+            )
+
     def locate(self, step: int) -> tuple[int, int]:
         """The epoch and the first position within it of a global step (counted from 0 over the whole run)."""
         epoch, step_in_epoch = divmod(step, self.steps_per_epoch)

@@ -7,8 +7,7 @@ import numpy as np
 import torch
 
 from trainer.checkpoint.reader import Checkpoint
-from trainer.data.augment import Box, crop_and_resize
-from trainer.data.decode import decode_rgb
+from trainer.data.evaluation import centre_view
 from trainer.data.reader import parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex
 from trainer.model.localmim import LocalMIM
@@ -43,10 +42,5 @@ def centre_crops(index: ShardIndex, count: int, size: int) -> torch.Tensor:
     From candidates all over the shards, those with the most bytes: a flat sky compresses well and shows nothing."""
     candidates = np.unique(np.linspace(0, index.num_samples - 1, 8 * count).astype(np.int64))
     chosen = sorted(read_samples(index, candidates), key=lambda raw: len(raw.content))[-count:]
-    crops = []
-    for raw in chosen:
-        pixels = decode_rgb(parse_sample(raw).image)
-        height, width, _ = pixels.shape
-        side = min(height, width)
-        crops.append(crop_and_resize(pixels, Box((height - side) // 2, (width - side) // 2, side, side), size))
-    return torch.stack(crops)
+    samples = [parse_sample(raw) for raw in chosen]
+    return torch.stack([centre_view(sample.image, sample.where, size) for sample in samples])
