@@ -218,6 +218,13 @@ def test_bad_input_is_one_line_and_exit_code_2(more, words, recipe, shards, tmp_
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("launcher", "code"), [("deepspeed", 2), ("torchrun", 1)])  # torchrun has one code for all
+def test_bad_input_is_told_once_for_all_ranks(launcher, code, recipe, shards, tmp_path):
+    done = launch(launcher, recipe, shards, tmp_path / "run", "train.epoch=3")
+    assert done.returncode == code
+    assert done.stderr.count("unknown key train.epoch; did you mean 'epochs'?") == 1
+
+
 def test_missing_files_are_named(recipe, shards, tmp_path):
     done = launch("python", recipe, tmp_path / "nowhere", tmp_path / "run")
     assert done.returncode == 2
