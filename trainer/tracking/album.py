@@ -1,5 +1,6 @@
 """Makes RUN/pictures: from a checkpoint and the run's own shards, on the host, without touching the engine."""
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +38,17 @@ def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Path:
 
 
 def centre_crops(index: ShardIndex, count: int, size: int) -> torch.Tensor:
-    """A few samples, always the same: uint8 [count, 3, size, size].
+    """A few samples, always the same: uint8 [at most count, 3, size, size].
 
-    From candidates all over the shards, those with the most bytes: a flat sky compresses well and shows nothing."""
+    From candidates all over the shards, different classes first, and within them those with the most bytes: a flat sky
+    compresses well and shows nothing."""
     candidates = np.unique(np.linspace(0, index.num_samples - 1, 8 * count).astype(np.int64))
-    chosen = sorted(read_samples(index, candidates), key=lambda raw: len(raw.content))[-count:]
-    samples = [parse_sample(raw) for raw in chosen]
-    return torch.stack([centre_view(sample.image, sample.where, size) for sample in samples])
+    samples = [parse_sample(raw) for raw in read_samples(index, candidates)]
+    samples.sort(key=lambda sample: len(sample.image), reverse=True)
+    seen: Counter[int] = Counter()
+    turn = []
+    for sample in samples:
+        turn.append(seen[sample.label])
+        seen[sample.label] += 1
+    chosen = sorted(range(len(samples)), key=turn.__getitem__)[:count]
+    return torch.stack([centre_view(samples[i].image, samples[i].where, size) for i in chosen])

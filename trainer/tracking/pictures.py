@@ -73,6 +73,7 @@ def _over_steps(
 def draw_reconstructions(images: np.ndarray, shown: Reconstruction, config: ModelConfig, path: Path) -> None:
     """reconstructions.png: a row per photograph: image, masked image, then target and prediction of each stage.
 
+    Predictions are drawn where patches are masked; elsewhere, where no loss asks for any, the target is shown in blue.
     images: uint8 [B, 3, H, W], the pixels that `shown` was computed from."""
     blocks, scales = config.stage_blocks, config.stage_scales
     columns = 2 + 2 * len(shown.stages)
@@ -85,15 +86,26 @@ def draw_reconstructions(images: np.ndarray, shown: Reconstruction, config: Mode
         axes[row, 0].imshow(picture)
         axes[row, 1].imshow(np.where(mask > 0, 110, picture).astype(np.uint8))
         for column, stage in enumerate(shown.stages):
-            for offset, hog in enumerate((stage.target, stage.prediction)):
-                drawn = draw_hog(hog[row].float().cpu().numpy(), config.hog_bins, 2 * config.image_size)
-                axes[row, 2 + 2 * column + offset].imshow(drawn, cmap="gray", vmin=0, vmax=1)
+            target, prediction = (
+                draw_hog(hog[row].float().cpu().numpy(), config.hog_bins, 2 * config.image_size)
+                for hog in (stage.target, stage.prediction)
+            )
+            axes[row, 2 + 2 * column].imshow(target, cmap="gray", vmin=0, vmax=1)
+            axes[row, 3 + 2 * column].imshow(_visible_in_blue(prediction, target, mask))
     titles = ["photograph", f"masked {config.mask_ratio:.0%}"]
     for stage in shown.stages:
         cells, block = round(grid * scales[stage.stage]), blocks[stage.stage] + 1
-        titles += [f"block {block}: target\n{cells}×{cells} cells", f"block {block}: predicted"]
+        titles += [f"block {block}: target\n{cells}×{cells} cells", f"block {block}: predicted\n(blue: visible)"]
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=9)
     for axis in axes.flat:
         axis.set_axis_off()
     figure.savefig(path, dpi=200)  # fine enough for the strokes of 56×56 cells
+
+
+def _visible_in_blue(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The prediction where the mask is 1, the target in blue where it is 0: [H, W], [H, W], [h, w, 1] → [H, W, 3]."""
+    height, width = prediction.shape
+    rows, columns = np.arange(height) * mask.shape[0] // height, np.arange(width) * mask.shape[1] // width
+    masked = mask[rows[:, None], columns[None, :]]
+    return masked * prediction[..., None] + (1 - masked) * target[..., None] * np.array([0.25, 0.5, 1.0])
