@@ -23,10 +23,10 @@ from tqdm import tqdm
 from data_tools.images import check_image
 from data_tools.samples import SourceImage, shuffled, unique_keys
 from data_tools.shard_writer import ShardTask, describe_shard, write_shard
-from trainer.data.files import replace_file
 from trainer.data.orphans import exit_with_parent
 from trainer.data.shard_index import Shard, ShardIndex, write_index
 from trainer.errors import BadInput
+from trainer.files import replace_file
 
 # Raised when the same images would give other shards than before.
 _LAYOUT_VERSION = 1

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 
 from data_tools.images import shard_image
 from data_tools.samples import SourceImage
-from trainer.data.files import replace_file
 from trainer.data.shard_index import Shard
 from trainer.data.tar_members import BLOCK, TarDamage, parse_member
+from trainer.files import replace_file
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ RENDEZVOUS = {"MASTER_ADDR": "a", "MASTER_PORT": "1"}
         ({}, Ranks(0, 0, 1, 1)),
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}, Ranks(3, 1, 4, 2)),  # torchrun
         ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "LOCAL_SIZE": "2"}, Ranks(3, 1, 4, 2)),  # deepspeed
-        ({"SLURM_PROCID": "5", "SLURM_NTASKS": "8", "SLURM_LOCALID": "1", "SLURM_NTASKS_PER_NODE": "4"},
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1", "SLURM_STEP_TASKS_PER_NODE": "4(x2)"},
          Ranks(5, 1, 8, 4)),  # srun
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_LOCALID": "0"}, Ranks(0, 0, 1, 1)),  # a batch file's shell
         ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_SIZE": "2", "SLURM_PROCID": "7"},
          Ranks(0, 0, 2, 2)),  # torchrun inside a Slurm job
     ],

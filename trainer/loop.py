@@ -5,18 +5,20 @@ between steps: logging, saving, drawing.
 """
 
 import math
-import signal
 import time
+from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint.frozen import FrozenArchive
+from trainer.album import draw_reconstruction_picture, draw_timeline_picture
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.writer import save_checkpoint
 from trainer.data.loader import LaneLoader
 from trainer.engine.engine import FreezeReport, FreezingEngine
+from trainer.engine.frozen import FrozenArchive
 from trainer.freezing.controller import FreezeController
 from trainer.model.flops import step_flops
 from trainer.model.localmim import LocalMIM
@@ -24,9 +26,9 @@ from trainer.model.masking import mask_noise
 from trainer.plan import RunPlan
 from trainer.ranks import from_rank_zero
 from trainer.setup import choose_checkpoint, start_process_group, write_run_files
-from trainer.tracking.album import draw_reconstruction_picture, draw_timeline_picture
+from trainer.stopping import StopRequests
 from trainer.tracking.console import Console
-from trainer.tracking.losses import StageLosses
+from trainer.tracking.losses import StageLosses, largest_over_ranks
 from trainer.tracking.metrics import Metrics, read_metrics
 from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, measure_gemm_rate, memory_bytes
@@ -36,21 +38,23 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def pretrain(plan: RunPlan, resume: str) -> int:
-    """Run on every rank. `resume`: auto, never or a path. Raises `BadInput` before any engine is built."""
+    """Run on every rank. `resume`: auto, never or a path. Raises `BadInput` before any engine is built.
+
+    The process group is left as it is when something raises: tearing it down might wait for ranks that wait for this
+    one, and the launcher ends them all."""
     device = start_process_group(plan.ranks)
-    checkpoint = choose_checkpoint(plan, resume)
-    from_rank_zero(lambda: write_run_files(plan))
-    training = Training(plan, device, checkpoint)
-    try:
-        return training.run()
-    finally:
-        training.close()
+    # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
+    training = Training(plan, device, choose_checkpoint(plan, resume))
+    code = training.run()
+    training.close()
+    return code
 
 
 class Training:
     """One run on this rank: model, engine, data and the position among the steps."""
 
     def __init__(self, plan: RunPlan, device: torch.device, checkpoint: Checkpoint | None):
+        from_rank_zero(lambda: write_run_files(plan))
         recipe, ranks = plan.recipe, plan.ranks
         self.plan, self.device, self.console = plan, device, Console(ranks.rank)
         self.step = checkpoint.manifest.step if checkpoint else 0
@@ -72,9 +76,7 @@ class Training:
         self.losses = StageLosses(len(recipe.model.stage_blocks), device)
         self.metrics = Metrics(plan.output, self.step, recipe.tracking.tensorboard) if ranks.rank == 0 else None
         self._announce(checkpoint)
-        self._stop_requested = False
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
-            signal.signal(number, self._request_stop)
+        self.stop_requests = StopRequests()
 
     def run(self) -> int:
         recipe, ranks = self.plan.recipe, self.plan.ranks
@@ -89,35 +91,37 @@ class Training:
             world_size=ranks.world_size,
             start_step=self.step,
             end_step=self.plan.total_steps,
+            pin_memory=self.device.type != "cpu",
         )
         micro_batches = iter(loader)
         save_every = recipe.checkpoint.interval(self.plan.steps_per_epoch)
         self.throughput.restart()
-        stop = False
-        while self.step < self.plan.total_steps and not stop:
+        while self.step < self.plan.total_steps:
             self._train_step(micro_batches)
             at_end = self.step == self.plan.total_steps
-            if at_end or self.step % recipe.tracking.log_every == 0:
-                stop = self._log()
-            if at_end or stop or (save_every and self.step % save_every == 0):
-                self._save(draw=at_end)
-        if self.step < self.plan.total_steps:
-            self.console.say(f"stopped by a signal at step {self.step}; continue with --resume auto")
-            return STOPPED
+            stop = self.stop_requests.wait() if at_end else self.stop_requests.agreed()
+            save = at_end or stop or (save_every and self.step % save_every == 0)
+            if save or self.step % recipe.tracking.log_every == 0:
+                self._log()  # before each save: a state that is not finite must not push out a good one
+            if save:
+                self._save()
+            if stop and not at_end:
+                reason = self.stop_requests.reason or "asked for by another rank"
+                self.console.say(f"stopped at step {self.step} ({reason}); continue with --resume auto")
+                return STOPPED
         self._finish()
         return DONE
 
     def close(self) -> None:
         if self.metrics:
             self.metrics.close()
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        dist.destroy_process_group()
 
     def _train_step(self, micro_batches) -> None:
-        with self.throughput.aside():
-            report = self.controller.before_step(self.step)
-            if report:
-                self._freeze_event(report)
+        if self.controller.is_due(self.step):
+            with self.throughput.aside():
+                self._freeze_event(self.controller.freeze(self.step))
+        self.controller.set_rates(self.step)
         for _ in range(self.plan.ds.accumulation):
             with self.throughput.waiting():
                 batch = next(micro_batches)
@@ -132,10 +136,11 @@ class Training:
         self.throughput.step_done(flops.total * images_per_rank)
         self.step += 1
 
-    def _log(self) -> bool:
-        """One log line; the only place where a step waits for the device. Returns whether a rank asks to stop."""
-        stages, stop = self.losses.reduce(self.model.live_stages, self._stop_requested)
+    def _log(self) -> None:
+        """One log line; the only place where a step waits for the device. Raises RuntimeError on a loss not finite."""
+        stages = self.losses.reduce(self.model.live_stages)
         speed = self.throughput.read()
+        speed["data_wait_seconds"] = largest_over_ranks(speed["data_wait_seconds"], self.device)
         global_batch = self.plan.recipe.train.global_batch
         loss = sum(value for value in stages if value is not None)
         event = {
@@ -151,17 +156,19 @@ class Training:
             **speed,
             "optimizer_bytes": self.engine.optimizer_bytes(),
             "memory_bytes": memory_bytes(self.device),
+            "loss_scale": self.engine.loss_scale,
+            "skipped_steps": self.engine.skipped_steps,
         }
         if self.metrics:
             self.metrics.write("step", **event)
         self.console.step(event, self.plan.total_steps, (self.plan.total_steps - self.step) * speed["step_seconds"])
         if not math.isfinite(loss):
             raise RuntimeError(
-                f"the loss is not finite at step {self.step} (by stage: {stages}): resume from an earlier checkpoint "
-                "with a lower optimizer.blr or a longer optimizer.warmup_epochs"
+                f"the loss is not finite at step {self.step} (by stage: {stages}). The last checkpoint is from before; "
+                "if it happens again from there, start anew in another --output with a lower learning rate or "
+                "optimizer.clip_grad"
             )
         self.throughput.restart()
-        return stop
 
     def _freeze_event(self, report: FreezeReport) -> None:
         removed = [k for k, block in enumerate(self.plan.recipe.model.stage_blocks) if block + 1 in report.units]
@@ -179,7 +186,7 @@ class Training:
             self.metrics.write("freeze", **event)
         self.console.freeze(event)
 
-    def _save(self, draw: bool) -> None:
+    def _save(self) -> None:
         recipe, start = self.plan.recipe, time.perf_counter()
         with self.throughput.aside():
             manifest = Manifest(
@@ -202,22 +209,28 @@ class Training:
                 where = str(path.relative_to(self.plan.output))
                 self.metrics.write("checkpoint", step=self.step, path=where, seconds=seconds, bytes=size)
             self.console.say(f"step {self.step}: saved {path} ({size / 1e6:.1f} MB in {seconds:.1f} s)")
-            wanted = recipe.tracking.pictures
-            if self.metrics and (wanted == "checkpoint" or (wanted == "end" and draw)):
-                picture = draw_reconstruction_picture(self.plan, Checkpoint(path))
-                self.metrics.picture("reconstructions", picture, self.step)
+            if recipe.tracking.pictures == "checkpoint" and self.step < self.plan.total_steps:
+                self._draw(lambda: draw_reconstruction_picture(self.plan), "reconstructions")
 
     def _finish(self) -> None:
+        """Rank 0 draws and tells; a run that is done is not spoiled by a picture that fails."""
         if not self.metrics:
             return
         events = read_metrics(self.plan.output)
         if self.plan.recipe.tracking.pictures != "never":
-            timeline = draw_timeline_picture(self.plan, events)
-            self.metrics.picture("freeze_timeline", timeline, self.step)
+            self._draw(lambda: draw_reconstruction_picture(self.plan), "reconstructions")
+            self._draw(lambda: draw_timeline_picture(self.plan, events), "freeze_timeline")
         self.metrics.write("end", step=self.step)
         self.console.say("done\n\n" + summarise(events) + "\n")
         for picture in sorted((self.plan.output / "pictures").glob("*.png")):
             print(f"picture: {picture}", flush=True)
+
+    def _draw(self, draw: Callable[[], Path], name: str) -> None:
+        if self.metrics:
+            try:
+                self.metrics.picture(name, draw(), self.step)
+            except Exception as error:
+                self.console.say(f"{name}.png was not drawn: {type(error).__name__}: {error}")
 
     def _announce(self, checkpoint: Checkpoint | None) -> None:
         plan = self.plan
@@ -235,10 +248,3 @@ class Training:
             f"{plan.steps_per_epoch} steps an epoch of {plan.index.num_samples} images; ZeRO-{plan.ds.zero_stage} "
             f"{plan.ds.precision}; GEMM {self.throughput.gemm_rate / 1e9:.0f} GFLOP/s per rank"
         )
-
-    def _request_stop(self, number: int, _frame) -> None:
-        """The ranks agree at the next log step, finish it, save and leave. A second Ctrl-C ends at once."""
-        if self._stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self._stop_requested = True
-        self.console.say(f"{signal.Signals(number).name}: saving and stopping at the next log step")

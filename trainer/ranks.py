@@ -5,6 +5,7 @@ The deepspeed launcher and torchrun export RANK, WORLD_SIZE and LOCAL_RANK; srun
 """
 
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ def resolve_ranks(environment: Mapping[str, str]) -> Ranks:
 
     Raises `BadInput` when they are incomplete or contradict each other."""
     names = {"rank": "RANK", "world_size": "WORLD_SIZE", "local_rank": "LOCAL_RANK"}
-    if not any(name in environment for name in names.values()) and "SLURM_PROCID" in environment:
-        names = {"rank": "SLURM_PROCID", "world_size": "SLURM_NTASKS", "local_rank": "SLURM_LOCALID"}
+    if not any(name in environment for name in names.values()) and "SLURM_STEP_NUM_TASKS" in environment:
+        # set by srun for its tasks, and not by sbatch for the shell of a batch file
+        names = {"rank": "SLURM_PROCID", "world_size": "SLURM_STEP_NUM_TASKS", "local_rank": "SLURM_LOCALID"}
     elif not any(name in environment for name in names.values()):
         return Ranks(rank=0, local_rank=0, world_size=1, local_world_size=1)
     try:
@@ -65,10 +67,13 @@ def export_ranks(ranks: Ranks) -> None:
 
 
 def _local_world_size(environment: Mapping[str, str], world_size: int) -> int:
-    """torchrun, the deepspeed launcher and Slurm each have their own name for the ranks on this machine."""
-    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_NTASKS_PER_NODE"):
-        if environment.get(name, "").isdigit():
-            return int(environment[name])
+    """torchrun, the deepspeed launcher and Slurm each have their own name for the ranks on this machine.
+
+    Slurm writes ``8(x2),4``; the first number serves, since it only decides the threads of a CPU run."""
+    for name in ("LOCAL_WORLD_SIZE", "LOCAL_SIZE", "SLURM_STEP_TASKS_PER_NODE"):
+        number = re.match(r"[1-9]\d*", environment.get(name, ""))
+        if number:
+            return int(number.group())
     return world_size
 
 

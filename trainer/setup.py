@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import sys
+import time
 import warnings
 from importlib.metadata import version
 from pathlib import Path
@@ -11,16 +12,18 @@ from pathlib import Path
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, write_durably
+from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, read_manifest, step_of
 from trainer.checkpoint.reader import Checkpoint, find_checkpoint
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
+from trainer.files import write_text
 from trainer.plan import RunPlan
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_recipe
 from trainer.tracking.console import Console
 
-# What may change between a checkpoint and the run that continues it: nothing here alters what is computed.
+# What may change between a checkpoint and the run that continues it: the images, masks, rates and freezes of every step
+# stay the same. (Another precision or micro-batch rounds differently.)
 FREE_TO_CHANGE = {
     "train.micro_batch",
     "train.precision",
@@ -61,7 +64,9 @@ def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
     def on_rank_zero() -> Path | None:
         path = find_checkpoint(plan.checkpoints, resume, warn=Console(0).say)
         if path is not None:
-            _refuse_another_run(plan, Checkpoint(path).manifest, path)
+            manifest = read_manifest(path)
+            _refuse_another_run(plan, manifest, path)
+            _set_aside_beyond(plan, manifest.step)
         return path
 
     try:
@@ -69,6 +74,17 @@ def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
         return None if path is None else Checkpoint(path)
     except DamagedCheckpoint as error:
         raise BadInput(str(error)) from None
+
+
+def _set_aside_beyond(plan: RunPlan, step: int) -> None:
+    """Rename what lies beyond the chosen checkpoint, damaged or of a future given up by `--resume PATH`.
+
+    The run is about to write those steps anew, and neither pruning nor the next `--resume auto` may mix the two up."""
+    for directory in list_checkpoints(plan.checkpoints):
+        if step_of(directory) > step:
+            aside = directory.with_name(f"set_aside_{directory.name}_{time.strftime('%Y%m%d_%H%M%S')}")
+            directory.rename(aside)
+            Console(0).say(f"set aside {directory.name}, which lies beyond step {step}: delete {aside} if unwanted")
 
 
 def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
@@ -88,9 +104,9 @@ def write_run_files(plan: RunPlan) -> None:
     try:
         for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
             directory.mkdir(parents=True, exist_ok=True)
-        write_durably(plan.output / "recipe.yaml", dump_recipe(plan.recipe))
-        write_durably(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
-        write_durably(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
+        write_text(plan.output / "recipe.yaml", dump_recipe(plan.recipe))
+        write_text(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
+        write_text(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
     except OSError as error:
         raise BadInput(f"--output {plan.output}: cannot be written ({error})") from None
 
@@ -104,7 +120,7 @@ def _environment(plan: RunPlan) -> dict:
         "packages": {name: version(name) for name in ("torch", "deepspeed", "timm", "webdataset", "safetensors")},
         "platform": platform.platform(),
         "accelerator": accelerator.device_name(),
-        "device": platform.processor() if accelerator.device_name() == "cpu" else torch.cuda.get_device_name(),
+        "device": torch.cuda.get_device_name() if accelerator.device_name() == "cuda" else platform.processor(),
         "cpu_threads": torch.get_num_threads(),
         "world_size": plan.ranks.world_size,
         "shards": {"path": plan.recipe.data.path, "samples": plan.index.num_samples, "hash": plan.index.content_hash},

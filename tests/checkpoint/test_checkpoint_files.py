@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.checkpoint.frozen import even_slice
 from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, sha256, verify, write_manifest
 from trainer.checkpoint.reader import Checkpoint, find_checkpoint
 from trainer.checkpoint.writer import MASTER, tensor_key
+from trainer.engine.fragments import even_slice
 from trainer.errors import BadInput
 
 WEIGHT = torch.arange(23, dtype=torch.float32)
@@ -77,11 +77,6 @@ def _break_manifest(directory):
     (directory / "manifest.json").write_text('{"step": 5')
 
 
-def _newer_format(directory):
-    content = json.loads((directory / "manifest.json").read_text())
-    (directory / "manifest.json").write_text(json.dumps(content | {"format_version": 99}))
-
-
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
@@ -90,7 +85,6 @@ def _newer_format(directory):
         (_remove_rank, "rank_00001.safetensors: missing"),
         (_remove_manifest, "manifest.json"),
         (_break_manifest, "manifest.json"),
-        (_newer_format, "format version 99"),
     ],
 )
 def test_resuming_passes_over_a_damaged_checkpoint_and_names_it(tmp_path, damage, words):
@@ -102,6 +96,22 @@ def test_resuming_passes_over_a_damaged_checkpoint_and_names_it(tmp_path, damage
     assert find_checkpoint(tmp_path, "auto", warnings.append) == old
     assert len(warnings) == 1
     assert str(new) in warnings[0]
+
+
+def test_a_newer_format_is_refused_not_passed_over(tmp_path):
+    write_checkpoint(tmp_path, 5)
+    content = tmp_path / "step_00000010" / "manifest.json"
+    write_checkpoint(tmp_path, 10)
+    content.write_text(json.dumps(json.loads(content.read_text()) | {"format_version": 99}))
+    with pytest.raises(BadInput, match="format version 99"):
+        find_checkpoint(tmp_path, "auto", print)
+
+
+def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
+    _flip(write_checkpoint(tmp_path, 5))
+    _remove_rank(write_checkpoint(tmp_path, 10))
+    with pytest.raises(BadInput, match="none of its 2 checkpoints is whole"):
+        find_checkpoint(tmp_path, "auto", lambda warning: None)
 
 
 def test_resume_never_does_not_overwrite_and_a_path_must_hold_a_checkpoint(tmp_path):

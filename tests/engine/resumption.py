@@ -1,7 +1,7 @@
-"""Saving fragments to memory and continuing from them: runs on the ranks, states travel as numpy arrays."""
+"""Saving a checkpoint on disk and continuing from it, through `trainer.checkpoint`: runs on the ranks."""
 
-import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,73 +9,99 @@ import torch
 import torch.distributed as dist
 
 from tests.engine.cases import FREEZES, STEPS, Setting, engine_for, new_model, train_step, weights
+from trainer.checkpoint.manifest import Manifest, list_checkpoints
+from trainer.checkpoint.reader import Checkpoint
+from trainer.checkpoint.writer import MASTER, SaveFailed, save_checkpoint
 from trainer.engine.engine import FreezingEngine
+from trainer.engine.frozen import FrozenArchive
 
-MASTER = "master"
 Arrays = dict[tuple[str, str], np.ndarray]
 """(kind, parameter name) → whole flattened tensor, fp32; kinds are "master" and the moments' names."""
 
 
 @dataclass
-class SavedState:
-    """What a checkpoint would hold at a step boundary."""
-
-    step: int
-    frozen_units: int
-    arrays: Arrays
-    engine: str  # JSON
-
-
-@dataclass
 class Outcome:
-    """Losses of the steps after the save, and the final weights, of one rank."""
+    """Losses of the steps after the save, the final weights, and the fp32 masters of units as they froze."""
 
     losses: list[float]
     weights: dict[str, np.ndarray]
+    masters_at_freeze: Arrays
 
 
-def train_and_save(setting: Setting, save_before: int) -> tuple[SavedState, Outcome]:
-    """Train all steps; keep a state before step `save_before` and what came after it."""
-    model = new_model()
-    frozen: Arrays = {}
+def train_and_save(setting: Setting, save_before: int, root: str) -> Outcome:
+    """Train all steps; save before step `save_before` and report what came after it."""
+    model, archive = new_model(), FrozenArchive()
+    shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
+    masters: Arrays = {}
+    losses: list[float] = []
     with engine_for(model, setting) as engine:
         for step in range(STEPS):
             if step in FREEZES:
-                frozen |= _masters_about_to_freeze(engine, FREEZES[step])
-                engine.freeze(FREEZES[step])
+                _freeze(engine, archive, FREEZES[step], masters)
             if step == save_before:
-                arrays = {**gathered_fragments(engine), **frozen}
-                saved = SavedState(step, model.frozen_units, arrays, json.dumps(engine.resume_state()))
-                losses = []
-            if step >= save_before:
-                losses += train_step(engine, step)
-            else:
-                train_step(engine, step)
-        return saved, Outcome(losses, _numpy(weights(engine)))
+                save(engine, archive, setting, step, shapes, root)
+                masters_at_save = dict(masters)
+            done = train_step(engine, step)
+            losses += done if step >= save_before else []
+        return Outcome(losses, _numpy(weights(engine)), masters_at_save)
 
 
-def resume(setting: Setting, saved: SavedState) -> Outcome:
-    """Continue from `saved` with a new model that starts from other random weights."""
-    model = new_model(seed=1)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(saved.arrays[MASTER, name]).view_as(parameter))
-    if saved.frozen_units:
-        model.freeze_prefix(saved.frozen_units)
+def resume(setting: Setting, root: str) -> Outcome:
+    """Continue from the newest checkpoint with a new model that starts from other random weights."""
+    checkpoint = Checkpoint(list_checkpoints(Path(root))[0])
+    model, archive = new_model(seed=1), FrozenArchive()
+    checkpoint.load_weights(model)
+    if checkpoint.manifest.frozen_units:
+        model.freeze_prefix(checkpoint.manifest.frozen_units)
+    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    checkpoint.load_archive(archive, frozen, dist.get_rank(), dist.get_world_size())
+    losses = []
     with engine_for(model, setting) as engine:
-        engine.load_resume_state(json.loads(saved.engine))
-        for fragment in engine.fragments(owned_only=False):
-            for kind, values in {MASTER: fragment.master, **fragment.moments}.items():
-                whole = torch.from_numpy(saved.arrays[kind, fragment.name])
-                values.copy_(whole[fragment.start : fragment.start + fragment.length])
+        checkpoint.load_engine(engine)
         counts = ("global_steps", "skipped_steps", "optimizer_steps")
-        assert [engine.resume_state()[key] for key in counts] == [json.loads(saved.engine)[key] for key in counts]
-        losses = []
-        for step in range(saved.step, STEPS):
+        assert [engine.resume_state()[key] for key in counts] == [checkpoint.manifest.engine[key] for key in counts]
+        for step in range(checkpoint.manifest.step, STEPS):
             if step in FREEZES and FREEZES[step] > model.frozen_units:
-                engine.freeze(FREEZES[step])
+                _freeze(engine, archive, FREEZES[step], {})
             losses += train_step(engine, step)
-        return Outcome(losses, _numpy(weights(engine)))
+        save(engine, archive, setting, STEPS, checkpoint.manifest.shapes, root + "_again")
+        return Outcome(losses, _numpy(weights(engine)), {})
+
+
+def save(engine: FreezingEngine, archive: FrozenArchive, setting: Setting, step: int, shapes: dict, root: str) -> None:
+    manifest = Manifest(
+        step=step,
+        frozen_units=engine.model.frozen_units,
+        world_size=dist.get_world_size(),
+        zero_stage=setting.stage,
+        precision=setting.precision,
+        recipe={},
+        index_hash="",
+        engine=engine.resume_state(),
+        shapes=shapes,
+        files={},
+    )
+    save_checkpoint(Path(root), manifest, engine, archive, keep_last=2)
+
+
+def save_that_one_rank_cannot_write(root: str) -> tuple[str, list[str]]:
+    """The error that this rank gets when rank 1's file cannot be written, and the checkpoints left on disk."""
+    setting = Setting(1, "fp32")
+    shapes = {name: list(parameter.shape) for name, parameter in new_model().named_parameters()}
+    with engine_for(new_model(), setting) as engine:
+        train_step(engine, 0)
+        save(engine, FrozenArchive(), setting, 1, shapes, root)
+        train_step(engine, 1)
+        archive = FrozenArchive()
+        if dist.get_rank() == 1:
+            archive.parts["unwritable"] = (0, torch.zeros(2).to_sparse())  # safetensors refuses it
+        try:
+            save(engine, archive, setting, 2, shapes, root)
+            message = "saved"
+        except SaveFailed as error:
+            message = str(error)
+        dist.barrier()
+        return message, sorted(path.name for path in Path(root).iterdir())
 
 
 def gathered_fragments(engine: FreezingEngine) -> Arrays:
@@ -111,13 +137,16 @@ def coverage(setting: Setting) -> dict[str, tuple[int, int]]:
         return {name: (len(arrays.get((MASTER, name), ())), size) for name, size in sizes.items()}
 
 
-def _masters_about_to_freeze(engine: FreezingEngine, frozen_units: int) -> Arrays:
-    arrays = gathered_fragments(engine)
-    return {
+def _freeze(engine: FreezingEngine, archive: FrozenArchive, frozen_units: int, masters: Arrays) -> None:
+    """Freeze as the controller does, and note the masters that are about to go."""
+    about_to_go = {
         (kind, name): array
-        for (kind, name), array in arrays.items()
+        for (kind, name), array in gathered_fragments(engine).items()
         if kind == MASTER and engine.model.unit_of(name) < frozen_units
     }
+    masters |= about_to_go
+    archive.keep(engine, {name for _, name in about_to_go})
+    engine.freeze(frozen_units)
 
 
 def _numpy(tensors: dict[str, torch.Tensor]) -> dict[str, np.ndarray]:

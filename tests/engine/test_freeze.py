@@ -40,10 +40,10 @@ def padded(sizes: list[int], multiple: int) -> int:
     ("setting", "freezes_made"),
     [
         (Setting(0, "fp32"), 3),
-        (Setting(0, "bf16"), 3),
+        (Setting(0, "bf16"), 12),
         (Setting(1, "fp32"), 3),
         (Setting(1, "bf16"), 12),
-        (Setting(2, "bf16"), 3),
+        (Setting(2, "bf16"), 12),
         (Setting(3, "fp32"), 3),
         (Setting(3, "bf16"), 12),
     ],

@@ -35,8 +35,9 @@ MATRIX = [
 OFFLOADED = [
     Setting(stage, precision, clip, accumulation, offload=True)
     for stage in (1, 2, 3)
-    for precision in ("fp32", "bf16")
-    for clip, accumulation in ((0.0, 1), (0.5, 2))
+    for precision in ("fp32", "bf16", "fp16")
+    for clip in (0.0, 0.5)
+    for accumulation in (1, 2)
 ]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import psutil
 import pytest
 import torch
 
-from trainer.checkpoint.manifest import list_checkpoints
+from trainer.checkpoint.manifest import list_checkpoints, verify
 from trainer.checkpoint.reader import Checkpoint
 from trainer.tracking.metrics import read_metrics
 
@@ -100,7 +101,8 @@ def test_a_run_goes_through_every_freeze_and_leaves_what_was_promised(reference)
     freezes = [e for e in events if e["event"] == "freeze"]
     assert set(steps[0]) == {
         "event", "step", "epoch", "samples", "loss", "loss_stages", "lr", "frozen_units", "trainable_parameters",
-        "images_per_second", "step_seconds", "data_wait_seconds", "mfu", "optimizer_bytes", "memory_bytes"}  # fmt: skip
+        "images_per_second", "step_seconds", "data_wait_seconds", "mfu", "optimizer_bytes", "memory_bytes",
+        "loss_scale", "skipped_steps"}  # fmt: skip
     assert set(freezes[0]) == {
         "event", "step", "units", "stages_removed", "seconds", "optimizer_bytes_before", "optimizer_bytes_after",
         "trainable_parameters", "micro_batch"}  # fmt: skip
@@ -121,7 +123,7 @@ def test_a_run_goes_through_every_freeze_and_leaves_what_was_promised(reference)
     assert {path.name for path in (run / "pictures").iterdir()} == {"reconstructions.png", "freeze_timeline.png"}
     assert len(list_checkpoints(run / "checkpoints")) == 3
     assert (run / "checkpoints" / "latest").read_text() == list_checkpoints(run / "checkpoints")[0].name
-    for promised in ("loss by stage", "freezes", "step time before the first freeze", "reconstructions.png"):
+    for promised in ("by stage:", "freezes", "step time before the first freeze", "reconstructions.png"):
         assert promised in printed
 
 
@@ -165,7 +167,7 @@ def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and
     printed, _ = process.communicate(timeout=120)
     assert process.returncode == 75, printed[-3000:]
     stopped_at = list_checkpoints(run / "checkpoints")[0].name
-    assert f"stopped by a signal at step {int(stopped_at.removeprefix('step_'))}" in printed
+    assert f"stopped at step {int(stopped_at.removeprefix('step_'))} (SIGTERM)" in printed
     zero3 = tmp_path / "zero3.json"
     zero3.write_text('{"zero_optimization": {"stage": 3}}')
     done = launch("torchrun", recipe, shards, run, ds_config=zero3)
@@ -180,6 +182,47 @@ def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and
         assert [value is None for value in ours[step]] == [value is None for value in values]
         live = [(a, b) for a, b in zip(ours[step], values, strict=True) if b is not None]
         assert all(a == pytest.approx(b, rel=2e-4) for a, b in live)
+
+
+def test_a_run_whose_deepspeed_command_is_terminated_saves_and_leaves_nothing_behind(recipe, shards, tmp_path):
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        command("deepspeed", recipe, shards, run), env=environment(), cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    wait_for_step(process, run, 12)
+    family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()  # deepspeed's front end dies of it at once and tells nobody
+    gone, alive = psutil.wait_procs([psutil.Process(process.pid), *family], timeout=90)
+    process.wait()
+    assert not alive
+    newest = list_checkpoints(run / "checkpoints")[0]
+    assert int(newest.name.removeprefix("step_")) >= 12
+    assert verify(newest).world_size == 2
+
+
+def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(reference, recipe, shards, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(reference[0], run)
+    early = list_checkpoints(run / "checkpoints")[-1]
+    done = launch("python", recipe, shards, run, "--resume", str(early))
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert done.stdout.count("set aside step_") == 2
+    assert len(list((run / "checkpoints").glob("set_aside_step_*"))) == 2
+    assert (run / "checkpoints" / "latest").read_text() == list_checkpoints(run / "checkpoints")[0].name
+    assert losses(run).keys() == losses(reference[0]).keys()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(recipe, shards, tmp_path):
+    run = tmp_path / "run"
+    done = launch("python", recipe, shards, run, "optimizer.lr=1e30", "tracking.log_every=20", "checkpoint.every_steps=3",
+                  "optimizer.clip_grad=0")  # fmt: skip
+    assert done.returncode == 1
+    assert "the loss is not finite at step" in done.stderr
+    assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+    for directory in list_checkpoints(run / "checkpoints"):
+        state = Checkpoint(directory)
+        assert all(state.read("master", name, 0, torch.Size(shape).numel()).isfinite().all()
+                   for name, shape in state.manifest.shapes.items())  # fmt: skip
 
 
 def test_resuming_a_finished_run_changes_nothing_and_tells_the_summary_again(reference, recipe, shards):

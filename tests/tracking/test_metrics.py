@@ -47,13 +47,14 @@ def test_scalars_reach_tensorboard(tmp_path):
 def test_the_summary_tells_each_freeze_and_both_step_times():
     def step(number, frozen, seconds, stages):
         return {"event": "step", "step": number, "samples": number * 8, "epoch": number / 10, "frozen_units": frozen,
-                "step_seconds": seconds, "loss_stages": stages}  # fmt: skip
+                "step_seconds": seconds, "loss_stages": stages, "loss": sum(filter(None, stages))}  # fmt: skip
 
     freeze = {"event": "freeze", "step": 4, "units": [0, 1], "stages_removed": [0], "seconds": 0.5,
               "optimizer_bytes_before": [1000, 1000], "optimizer_bytes_after": [400, 400]}  # fmt: skip
     events = [step(2, 0, 2.0, [9.0, 8.0]), step(4, 0, 2.0, [7.0, 6.0]), freeze,
               step(6, 2, 1.0, [None, 5.0]), step(8, 2, 1.0, [None, 4.0])]  # fmt: skip
     text = summarise(events)
+    assert "loss 17.0000 → 4.0000" in text
     assert "stage 0: 9.0000 → 7.0000 at step 4, when its block froze" in text
     assert "stage 1: 8.0000 → 4.0000 at the end" in text
     assert "embedding, block 1" in text

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
-import os
 import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from trainer.errors import BadInput
+from trainer.files import write_text
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -39,25 +41,31 @@ def directory_name(step: int) -> str:
     return f"step_{step:08d}"
 
 
+def step_of(directory: Path) -> int:
+    return int(directory.name.removeprefix("step_"))
+
+
 def list_checkpoints(root: Path) -> list[Path]:
     """The checkpoint directories under `root`, newest first, whole or not."""
     found = [path for path in root.glob("step_*") if _DIRECTORY.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    write_durably(directory / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    write_text(directory / MANIFEST, json.dumps(asdict(manifest), indent=1))
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises `DamagedCheckpoint` when it is missing, unreadable or of another format."""
+    """Raises `DamagedCheckpoint` when it is missing or unreadable, `BadInput` when it is of another format version."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text())
         version = content["format_version"]
         if version != FORMAT_VERSION:
-            raise DamagedCheckpoint(f"{path}: format version {version}, this program reads {FORMAT_VERSION}")
+            raise BadInput(f"{path}: format version {version}, this program reads {FORMAT_VERSION}: use the newer one")
         return Manifest(**content)
+    except BadInput:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path}: {type(error).__name__}: {error}") from None
 
@@ -65,7 +73,7 @@ def read_manifest(directory: Path) -> Manifest:
 def verify(directory: Path) -> Manifest:
     """Check that every file named by the manifest is there with the right size and sha256.
 
-    Reads the whole checkpoint once. Raises `DamagedCheckpoint`."""
+    Reads the whole checkpoint once. Raises `DamagedCheckpoint`, and `BadInput` as `read_manifest` does."""
     manifest = read_manifest(directory)
     for name, expected in manifest.files.items():
         path = directory / name
@@ -82,23 +90,3 @@ def verify(directory: Path) -> Manifest:
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Replace a small file so that a reader, or a crash, sees the old text or the new one and nothing between."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    """A rename is on disk only once its directory is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

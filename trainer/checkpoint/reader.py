@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from trainer.checkpoint.frozen import FrozenArchive
 from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, read_manifest, verify
 from trainer.checkpoint.writer import MASTER
 from trainer.engine.engine import FreezingEngine
+from trainer.engine.frozen import FrozenArchive
 from trainer.errors import BadInput
 
 
@@ -25,7 +25,8 @@ def find_checkpoint(root: Path, resume: str, warn: Callable[[str], None]) -> Pat
     """What `--resume auto|never|PATH` means for a run whose checkpoints are in `root`; None = start anew.
 
     `auto` takes the newest whole checkpoint; damaged ones are named through `warn` and passed over.
-    Raises `BadInput` where `never` would overwrite checkpoints and where PATH holds no whole one."""
+    Raises `BadInput` where `never` would overwrite checkpoints, and where there are checkpoints but none is whole: to
+    start anew then would throw a run away."""
     present = list_checkpoints(root)
     if resume == "never":
         if present:
@@ -39,6 +40,8 @@ def find_checkpoint(root: Path, resume: str, warn: Callable[[str], None]) -> Pat
             return directory
         except DamagedCheckpoint as error:
             warn(f"passing over a damaged checkpoint: {error}")
+    if present:
+        raise BadInput(f"{root}: none of its {len(present)} checkpoints is whole; mend one, or choose another --output")
     return None
 
 

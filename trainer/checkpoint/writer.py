@@ -6,6 +6,7 @@ crash at any moment leaves the earlier checkpoints as they were.
 
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,18 +14,10 @@ import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 
-from trainer.checkpoint.frozen import FrozenArchive
-from trainer.checkpoint.manifest import (
-    LATEST,
-    Manifest,
-    directory_name,
-    list_checkpoints,
-    sha256,
-    sync_directory,
-    write_durably,
-    write_manifest,
-)
+from trainer.checkpoint.manifest import LATEST, Manifest, directory_name, list_checkpoints, sha256, write_manifest
 from trainer.engine.engine import FreezingEngine
+from trainer.engine.frozen import FrozenArchive
+from trainer.files import sync_directory, write_text
 from trainer.ranks import from_rank_zero
 
 MASTER = "master"  # fp32 weights of the trained and of the frozen parameters alike
@@ -49,7 +42,7 @@ def save_checkpoint(
     rank = dist.get_rank()
     final = root / directory_name(manifest.step)
     temporary = root / f".{final.name}.tmp"
-    from_rank_zero(lambda: _make_empty(temporary))
+    _on_rank_zero(lambda: _make_empty(temporary))
     name = f"rank_{rank:05d}.safetensors"
     record: dict[str, object] = {"name": name}
     try:
@@ -66,7 +59,7 @@ def save_checkpoint(
             shutil.rmtree(temporary, ignore_errors=True)
         raise SaveFailed(f"checkpoint not saved, earlier ones are intact: {errors[0]}")
     files = {r["name"]: {"bytes": r["bytes"], "sha256": r["sha256"]} for r in records}
-    from_rank_zero(lambda: _publish(temporary, final, replace(manifest, files=files), keep_last))
+    _on_rank_zero(lambda: _publish(temporary, final, replace(manifest, files=files), keep_last))
     return final, sum(r["bytes"] for r in records)
 
 
@@ -74,7 +67,7 @@ def _tensors(engine: FreezingEngine, archive: FrozenArchive) -> dict[str, torch.
     tensors = {}
     for fragment in engine.fragments(owned_only=True):
         for kind, values in {MASTER: fragment.master, **fragment.moments}.items():
-            tensors[tensor_key(kind, fragment.name, fragment.start)] = values.detach().cpu().clone()
+            tensors[tensor_key(kind, fragment.name, fragment.start)] = values.detach().to("cpu", copy=True)
     for name, start, values in archive:
         tensors[tensor_key(MASTER, name, start)] = values
     return tensors
@@ -86,9 +79,10 @@ def _publish(temporary: Path, final: Path, manifest: Manifest, keep_last: int) -
     if final.exists():  # left damaged by a crash, or saved again after resuming from an earlier one
         shutil.rmtree(final)
     temporary.rename(final)
-    write_durably(final.parent / LATEST, final.name)
-    for old in list_checkpoints(final.parent)[keep_last:]:
-        shutil.rmtree(old)
+    write_text(final.parent / LATEST, final.name)
+    others = [directory for directory in list_checkpoints(final.parent) if directory != final]
+    for old in others[keep_last - 1 :]:
+        shutil.rmtree(old, ignore_errors=True)  # housekeeping that fails must not end a training
 
 
 def _make_empty(directory: Path) -> None:
@@ -100,3 +94,10 @@ def _make_empty(directory: Path) -> None:
 def _sync_file(path: Path) -> None:
     with path.open("rb") as file:
         os.fsync(file.fileno())
+
+
+def _on_rank_zero(action: Callable[[], None]) -> None:
+    try:
+        from_rank_zero(action)
+    except OSError as error:
+        raise SaveFailed(f"checkpoint not saved, earlier ones are intact: {error}") from error

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Images uint8 [m, 3, S, S] (pinned where there is an accelerator), mask_keys int64 [m] for the masking noise,
+    """Images uint8 [m, 3, S, S] (in pinned memory if so wished), mask_keys int64 [m] for the masking noise,
     labels int64 [m] (-1: none), and the samples' keys."""
 
     images: torch.Tensor
@@ -57,6 +57,7 @@ class LaneLoader:
         world_size: int,
         start_step: int = 0,
         end_step: int,
+        pin_memory: bool = False,
     ) -> None:
         if global_batch % (micro_batch * world_size):
             raise BadInput(
@@ -73,6 +74,7 @@ class LaneLoader:
         if self.num_workers < config.workers and rank == 0:
             log.info("data.workers lowered from %d to %d: one lane per worker", config.workers, self.num_workers)
         self._prefetch = config.prefetch
+        self._pin_memory = pin_memory
         self._steps = range(start_step, end_step)
         self._dataset = ShareDataset(index, self.order, self.layout, config, image_size, self._steps)
 
@@ -93,7 +95,7 @@ class LaneLoader:
                 owners = self.layout.owners(positions, max(1, self.num_workers))
                 parts = [self._next_share(shares) for _ in range(max(1, self.num_workers))]
                 mask_keys = torch.from_numpy(self.order.mask_keys(epoch, positions))
-                yield _assemble(parts, owners, mask_keys)
+                yield _assemble(parts, owners, mask_keys, self._pin_memory)
 
     def _shares(self) -> Iterator[Share | Failure]:
         if self.num_workers == 0:
@@ -130,10 +132,10 @@ class LaneLoader:
         return share
 
 
-def _assemble(parts: list[Share], owners: np.ndarray, mask_keys: torch.Tensor) -> MicroBatch:
+def _assemble(parts: list[Share], owners: np.ndarray, mask_keys: torch.Tensor, pin_memory: bool) -> MicroBatch:
     """Puts the workers' shares together in the order of positions."""
     size = parts[0].images.shape[1:]
-    images = torch.empty((len(owners), *size), dtype=torch.uint8, pin_memory=torch.accelerator.is_available())
+    images = torch.empty((len(owners), *size), dtype=torch.uint8, pin_memory=pin_memory)
     labels = torch.empty(len(owners), dtype=torch.int64)
     keys = [""] * len(owners)
     for worker, part in enumerate(parts):

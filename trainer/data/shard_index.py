@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from trainer.data.files import replace_file
 from trainer.errors import BadInput
+from trainer.files import replace_file
 
 _KIND = "wids-shard-index-v1"
 

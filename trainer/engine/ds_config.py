@@ -6,6 +6,7 @@ Pure: no DeepSpeed import, no files, no ranks.
 """
 
 import copy
+import difflib
 import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -48,9 +49,51 @@ REFUSED_IN_ZERO = {
 OFF: tuple[Any, ...] = (None, False, 0, 1, {})
 """Values with which a refused key is harmless: absent, switched off, or a degree of parallelism of one."""
 
+COMMON_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "bf16",
+    "fp16",
+    "data_types",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "flops_profiler",
+    "comms_logger",
+    "aio",
+)
+"""Against these an unknown key is held: one that is nearly the same is a slip, others are DeepSpeed's business."""
+
 DEFAULTS: dict[str, Any] = {"steps_per_print": 1_000_000_000}
 """Set where absent: the trainer writes its own log lines."""
-ZERO_DEFAULTS: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
+ZERO_COMMON_KEYS = (
+    "train_batch_size",
+    "train_micro_batch_size_per_gpu",
+    "gradient_accumulation_steps",
+    "gradient_clipping",
+    "zero_optimization",
+    "zero_allow_untested_optimizer",
+    "bf16",
+    "fp16",
+    "data_types",
+    "communication_data_type",
+    "prescale_gradients",
+    "gradient_predivide_factor",
+    "steps_per_print",
+    "wall_clock_breakdown",
+    "flops_profiler",
+    "comms_logger",
+    "aio",
+)
+"""Against these an unknown key is held: one that is nearly the same is a slip, others are DeepSpeed's business."""
+
+DEFAULTS: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
 """Set where absent: DeepSpeed's 5e8 elements cost 1 GB of scratch under bf16; a ViT-H block has 2e7 parameters."""
 
 
@@ -83,6 +126,7 @@ def resolve_ds_config(
     `source` names the file in messages; `micro_batch` (images per rank and forward) and `precision` are None where
     the recipe leaves them to this config. Raises `BadInput` naming the key, both values and the mend."""
     config = copy.deepcopy(raw)
+    _refuse_misspelt(config, source)
     stage = _zero_stage(config, source)
     _refuse_untested(config, source)
     found_precision = _resolve_precision(config, source, precision, stage)
@@ -95,6 +139,14 @@ def resolve_ds_config(
         config["zero_optimization"] = ZERO_DEFAULTS | config["zero_optimization"]
     _refuse_other_autos(config, source)
     return ResolvedDsConfig(config, micro, accumulation, stage, found_precision, offload)
+
+
+def _refuse_misspelt(config: dict[str, Any], source: str) -> None:
+    """DeepSpeed ignores a key that it does not know, so that `zero_optimisation` would mean stage 0."""
+    for key in config:
+        close = difflib.get_close_matches(key, COMMON_KEYS, n=1, cutoff=0.8)
+        if key not in COMMON_KEYS and key not in REFUSED and close:
+            raise BadInput(f"{source}: unknown key {key}; did you mean {close[0]}?")
 
 
 def _section(config: dict[str, Any], key: str, source: str) -> dict[str, Any]:

@@ -195,9 +195,7 @@ class FreezingEngine:
 
     def close(self) -> None:
         """Remove DeepSpeed's hooks from the model, which outlive the engine otherwise."""
-        self._engine.module_forward_pre_hook.remove()
-        self._engine.module_forward_post_hook.remove()
-        self._engine.destroy()
+        internals.destroy_engine(self._engine)
 
     def _optimizer_steps(self) -> int:
         """Updates applied so far: the number that bias correction uses, the same for all surviving groups."""

@@ -45,9 +45,7 @@ def local_fragments(
         for name, place in internals.locate(engine, group, group_masters):
             start, length = 0, place.length
             if owned_only and engine.zero_optimization_stage() == 0:
-                share = ceil(length / world_size)
-                start = min(rank * share, length)
-                length = min(share, length - start)
+                start, length = even_slice(length, rank, world_size)
             if length:
                 moments = {key: state[place.master][key] for key in MOMENTS if key in state.get(place.master, {})}
                 yield Fragment(
@@ -57,6 +55,13 @@ def local_fragments(
                     master=_view(place.master, place.offset + start, length),
                     moments={key: _view(moment, place.offset + start, length) for key, moment in moments.items()},
                 )
+
+
+def even_slice(numel: int, rank: int, world_size: int) -> tuple[int, int]:
+    """(start, length) of a rank's share of a flattened parameter: ⌈numel / world size⌉ each, the last ones less."""
+    share = ceil(numel / world_size)
+    start = min(rank * share, numel)
+    return start, min(share, numel - start)
 
 
 def _view(tensor: torch.Tensor, start: int, length: int) -> torch.Tensor:

@@ -216,3 +216,10 @@ def set_counters(engine: deepspeed.DeepSpeedEngine, *, global_steps: int, skippe
     engine.skipped_steps = skipped_steps
     engine.micro_steps = global_steps * engine.gradient_accumulation_steps()
     engine.global_samples = global_steps * engine.train_batch_size()
+
+
+def destroy_engine(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Remove DeepSpeed's hooks from the model. `destroy()` forgets two, which would keep the engine alive."""
+    engine.module_forward_pre_hook.remove()
+    engine.module_forward_post_hook.remove()
+    engine.destroy()

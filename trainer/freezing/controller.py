@@ -1,7 +1,7 @@
 """Carries the schedule out: before each step it tells the engine which units are done and what rate the others get."""
 
-from trainer.checkpoint.frozen import FrozenArchive
 from trainer.engine.engine import FreezeReport, FreezingEngine
+from trainer.engine.frozen import FrozenArchive
 from trainer.freezing.schedule import FreezeSchedule
 
 
@@ -9,16 +9,18 @@ class FreezeController:
     def __init__(self, schedule: FreezeSchedule, engine: FreezingEngine, archive: FrozenArchive):
         self._schedule, self._engine, self._archive = schedule, engine, archive
 
-    def before_step(self, step: int) -> FreezeReport | None:
-        """Freeze what is due at this step (0-based), all of it in one rebuild, and set the learning rates.
+    def is_due(self, step: int) -> bool:
+        """Whether a unit freezes before this step (0-based)."""
+        return self._schedule.frozen_units(step) > self._engine.model.frozen_units
 
-        Collective: every rank calls it at the same step, at an accumulation boundary. Returns None if nothing froze."""
+    def freeze(self, step: int) -> FreezeReport:
+        """Freeze all that is due at this step in one rebuild. Collective, at an accumulation boundary."""
         model = self._engine.model
         due = self._schedule.frozen_units(step)
-        report = None
-        if due > model.frozen_units:
-            names = {name for name, p in model.named_parameters() if p.requires_grad and model.unit_of(name) < due}
-            self._archive.keep(self._engine, names)  # the fp32 masters are gone after the freeze
-            report = self._engine.freeze(due)
+        names = {name for name, p in model.named_parameters() if p.requires_grad and model.unit_of(name) < due}
+        self._archive.keep(self._engine, names)  # the fp32 masters are gone after the freeze
+        return self._engine.freeze(due)
+
+    def set_rates(self, step: int) -> None:
+        """Give every live unit its learning rate for this step."""
         self._engine.set_learning_rates(self._schedule.learning_rates(step))
-        return report

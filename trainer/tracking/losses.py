@@ -6,8 +6,7 @@ import torch.distributed as dist
 
 class StageLosses:
     def __init__(self, num_stages: int, device: torch.device):
-        self._sums = torch.zeros(num_stages + 1, dtype=torch.float64, device=device)  # the last one: stop requests
-        self._device = device
+        self._sums = torch.zeros(num_stages, dtype=torch.float64, device=device)
         self._count = [0] * num_stages
 
     def add(self, stages: list[int], losses: torch.Tensor) -> None:
@@ -16,18 +15,21 @@ class StageLosses:
             self._sums[stage] += losses[position]
             self._count[stage] += 1
 
-    def reduce(self, live: list[int], stop: bool) -> tuple[list[float | None], bool]:
-        """Mean over ranks and micro-batches by stage (None where not live) and whether any rank asks to stop.
-
-        One collective for both. Starts a new interval."""
-        self._sums[-1] = float(stop)
+    def reduce(self, live: list[int]) -> list[float | None]:
+        """Mean over ranks and micro-batches by stage, None where not live. Collective. Starts a new interval."""
         dist.all_reduce(self._sums)
-        *sums, stops = self._sums.tolist()
-        world_size = dist.get_world_size()
+        sums, world_size = self._sums.tolist(), dist.get_world_size()
         means = [
-            sums[stage] / (self._count[stage] * world_size) if stage in live and self._count[stage] else None
-            for stage in range(len(self._count))
+            sums[stage] / (count * world_size) if stage in live and count else None
+            for stage, count in enumerate(self._count)
         ]
         self._sums.zero_()
         self._count = [0] * len(self._count)
-        return means, stops > 0
+        return means
+
+
+def largest_over_ranks(value: float, device: torch.device) -> float:
+    """Collective."""
+    tensor = torch.tensor(value, dtype=torch.float64, device=device)
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return tensor.item()

@@ -1,11 +1,14 @@
 """metrics.jsonl and TensorBoard: what happened, one event a line, written by rank 0 alone."""
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from trainer.files import write_text
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -27,18 +30,16 @@ class Metrics:
     def __init__(self, run: Path, start_step: int, tensorboard: bool):
         self._path = run / "metrics.jsonl"
         kept = [event for event in read_metrics(run) if start_step and _before(event, start_step)]
-        rewritten = self._path.with_suffix(".tmp")
-        rewritten.write_text("".join(json.dumps(event) + "\n" for event in kept))
-        rewritten.replace(self._path)
+        write_text(self._path, "".join(json.dumps(event) + "\n" for event in kept))
         self._file = self._path.open("a")
         self._board = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step or None)
+            self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
     def write(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"event": event, **fields}) + "\n")
+        self._file.write(json.dumps({"event": event, **_without_nan(fields)}) + "\n")
         self._file.flush()
         if self._board is not None and event in ("step", "freeze"):
             for name, value in _scalars(event, fields):
@@ -62,7 +63,16 @@ class Metrics:
 def _before(event: dict[str, Any], step: int) -> bool:
     """A freeze at `step` happens after the checkpoint of `step` and is done again; all else at `step` is past."""
     at = event.get("step", 0)
-    return at < step or (at == step and event["event"] in ("step", "checkpoint"))
+    return at < step or (at == step and event["event"] != "freeze")
+
+
+def _without_nan(value: Any) -> Any:
+    """JSON has no NaN and no infinity: null stands for them."""
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _scalars(event: str, fields: dict[str, Any]) -> list[tuple[str, float]]:

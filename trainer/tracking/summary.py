@@ -11,7 +11,8 @@ def summarise(events: list[dict[str, Any]]) -> str:
     if not steps:
         return "no step was logged"
     first, last = steps[0], steps[-1]
-    lines = [f"{last['step']:,} steps, {last['samples']:,} images, {last['epoch']:.2f} epochs", "", "loss by stage"]
+    lines = [f"{last['step']:,} steps, {last['samples']:,} images, {last['epoch']:.2f} epochs"]
+    lines += ["", f"loss {first['loss']:.4f} → {last['loss']:.4f}, summed over the live stages; by stage:"]
     for stage in range(len(first["loss_stages"])):
         seen = [(event["step"], event["loss_stages"][stage]) for event in steps]
         seen = [(at, value) for at, value in seen if value is not None]

@@ -47,6 +47,7 @@ class Throughput:
 
     @contextmanager
     def aside(self):
+        get_accelerator().synchronize()  # queued steps belong to the training, not to what follows
         start = time.perf_counter()
         yield
         self._aside += time.perf_counter() - start
@@ -57,7 +58,7 @@ class Throughput:
         self.flops += flops
 
     def read(self) -> dict[str, float]:
-        """Seconds per step, seconds waited for data per step, and MFU since the last `restart`."""
+        """Seconds per step, seconds that this rank waited for data per step, and MFU, since the last `restart`."""
         seconds = max(time.perf_counter() - self._start - self._aside, 1e-9)
         return {
             "step_seconds": seconds / self.steps,
@@ -71,9 +72,11 @@ class Throughput:
 
 
 def memory_bytes(device: torch.device) -> int:
-    """Memory that this process holds: allocated on the accelerator, or resident on the host for a CPU run."""
+    """Peak of the memory allocated on the accelerator since the last call; on a CPU, what is resident now."""
     if device.type == "cpu":
         import psutil
 
         return psutil.Process().memory_info().rss
-    return int(get_accelerator().memory_allocated())
+    peak = int(get_accelerator().max_memory_allocated())
+    get_accelerator().reset_peak_memory_stats()
+    return peak

@@ -23,8 +23,19 @@ def replace_file(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_directory(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`replace_file` for a small text."""
+    with replace_file(path) as stream:
+        stream.write(text.encode())
+
+
+def sync_directory(path: Path) -> None:
+    """A rename is on disk only once its directory is."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(descriptor)
     finally:
-        os.close(directory)
+        os.close(descriptor)

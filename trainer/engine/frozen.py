@@ -11,13 +11,7 @@ from dataclasses import dataclass, field
 import torch
 
 from trainer.engine.engine import FreezingEngine
-
-
-def even_slice(numel: int, rank: int, world_size: int) -> tuple[int, int]:
-    """(start, length) of a rank's share of a flattened parameter: ceil(numel / world size) each, the last ones less."""
-    share = -(-numel // world_size)
-    start = min(rank * share, numel)
-    return start, min(share, numel - start)
+from trainer.engine.fragments import even_slice
 
 
 @dataclass

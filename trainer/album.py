@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
 from trainer.data.evaluation import centre_view
 from trainer.data.reader import parse_sample, read_samples
@@ -17,13 +18,14 @@ from trainer.plan import RunPlan
 from trainer.tracking.pictures import draw_reconstructions, draw_timeline
 
 
-def draw_reconstruction_picture(plan: RunPlan, checkpoint: Checkpoint) -> Path:
-    """reconstructions.png of the weights in a checkpoint. Frozen stages are shown too: their decoders froze with the
-    blocks that they read, so their predictions stay valid."""
+def draw_reconstruction_picture(plan: RunPlan) -> Path:
+    """reconstructions.png of the weights in the newest checkpoint.
+
+    Frozen stages are shown too: a decoder froze with the block that it reads, so its predictions stay valid."""
     config = plan.recipe.model
     images = centre_crops(plan.index, plan.recipe.tracking.picture_images, config.image_size)
     model = LocalMIM(config)
-    checkpoint.load_weights(model)
+    Checkpoint(list_checkpoints(plan.checkpoints)[0]).load_weights(model)
     noise = mask_noise(torch.arange(len(images)), model.num_patches)
     shown = model.reconstruct(images, noise)
     path = plan.output / "pictures" / "reconstructions.png"

@@ -1,0 +1,61 @@
+"""When a run ends early: a signal on any rank, or a launcher that is gone. All ranks agree on the step.
+
+A scheduler's SIGTERM reaches one rank sooner than another, or only the launcher: `deepspeed` dies of it at once and
+leaves its ranks behind. So each rank watches for signals and for its launchers, and once per step the ranks compare
+notes through a small collective on the host, started at one step and read at the next. The device is never waited for.
+"""
+
+import os
+import signal
+from typing import Any
+
+import psutil
+import torch
+import torch.distributed as dist
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
+
+class StopRequests:
+    def __init__(self) -> None:
+        self.reason: str | None = None  # this rank's own
+        self._launchers = [p for p in psutil.Process(os.getpid()).parents() if _is_launcher(p)]
+        self._group: Any = dist.new_group(backend="gloo")
+        self._flag = torch.zeros(1, dtype=torch.int32)
+        self._under_way: dist.Work | None = None
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def agreed(self) -> bool:
+        """Whether the run is to stop now: the same answer on every rank. Call once per step, on every rank."""
+        if self.wait():
+            return True
+        self._flag.fill_(self._wanted())
+        self._under_way = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, group=self._group, async_op=True)
+        return False
+
+    def wait(self) -> bool:
+        """Read the collective that is under way, if any: whether a rank asked to stop when it was started."""
+        if self._under_way is None:
+            return False
+        self._under_way.wait()
+        self._under_way = None
+        return bool(self._flag.item())
+
+    def _wanted(self) -> int:
+        if self.reason is None and not all(launcher.is_running() for launcher in self._launchers):
+            self.reason = "the launcher is gone"
+        return int(self.reason is not None)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        """Only takes note: anything more, printing included, may not be done inside a signal handler."""
+        if self.reason is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
+        self.reason = signal.Signals(number).name
+
+
+def _is_launcher(process: psutil.Process) -> bool:
+    try:
+        return any("deepspeed" in word or "torchrun" in word for word in process.cmdline()[:4])
+    except psutil.Error:
+        return False
