@@ -192,7 +192,7 @@ def test_a_run_whose_deepspeed_command_is_terminated_saves_and_leaves_nothing_be
     wait_for_step(process, run, 12)
     family = psutil.Process(process.pid).children(recursive=True)
     process.terminate()  # deepspeed's front end dies of it at once and tells nobody
-    gone, alive = psutil.wait_procs([psutil.Process(process.pid), *family], timeout=90)
+    _, alive = psutil.wait_procs([psutil.Process(process.pid), *family], timeout=90)
     process.wait()
     assert not alive
     newest = list_checkpoints(run / "checkpoints")[0]
@@ -214,8 +214,8 @@ def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(reference
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(recipe, shards, tmp_path):
     run = tmp_path / "run"
-    done = launch("python", recipe, shards, run, "optimizer.lr=1e30", "tracking.log_every=20", "checkpoint.every_steps=3",
-                  "optimizer.clip_grad=0")  # fmt: skip
+    done = launch("python", recipe, shards, run, "optimizer.lr=1e30", "tracking.log_every=20",
+                  "checkpoint.every_steps=3", "optimizer.clip_grad=0")  # fmt: skip
     assert done.returncode == 1
     assert "the loss is not finite at step" in done.stderr
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)

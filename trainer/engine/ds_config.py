@@ -72,28 +72,7 @@ COMMON_KEYS = (
 
 DEFAULTS: dict[str, Any] = {"steps_per_print": 1_000_000_000}
 """Set where absent: the trainer writes its own log lines."""
-ZERO_COMMON_KEYS = (
-    "train_batch_size",
-    "train_micro_batch_size_per_gpu",
-    "gradient_accumulation_steps",
-    "gradient_clipping",
-    "zero_optimization",
-    "zero_allow_untested_optimizer",
-    "bf16",
-    "fp16",
-    "data_types",
-    "communication_data_type",
-    "prescale_gradients",
-    "gradient_predivide_factor",
-    "steps_per_print",
-    "wall_clock_breakdown",
-    "flops_profiler",
-    "comms_logger",
-    "aio",
-)
-"""Against these an unknown key is held: one that is nearly the same is a slip, others are DeepSpeed's business."""
-
-DEFAULTS: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
+ZERO_DEFAULTS: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
 """Set where absent: DeepSpeed's 5e8 elements cost 1 GB of scratch under bf16; a ViT-H block has 2e7 parameters."""
 
 
