@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The whole road on two CPU cores: real photographs -> WebDataset shards -> two ZeRO-2 ranks through every layer freeze
-# -> pictures and a summary. Killed and started again, it goes on where it was. To start anew: rm -r runs/demo
+# -> pictures and a summary. Killed and started again, it goes on where it was. To start anew: rm -r runs/demo/run
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/.venv/bin:$PATH"

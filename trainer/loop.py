@@ -6,7 +6,8 @@ between steps: logging, saving, drawing.
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -16,7 +17,7 @@ from trainer.album import draw_reconstruction_picture, draw_timeline_picture
 from trainer.checkpoint.manifest import Manifest
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.writer import save_checkpoint
-from trainer.data.loader import LaneLoader
+from trainer.data.loader import LaneLoader, MicroBatch
 from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.engine.frozen import FrozenArchive
 from trainer.freezing.controller import FreezeController
@@ -93,31 +94,39 @@ class Training:
             end_step=self.plan.total_steps,
             pin_memory=self.device.type != "cpu",
         )
-        micro_batches = iter(loader)
-        save_every = recipe.checkpoint.interval(self.plan.steps_per_epoch)
+        with closing(iter(loader)) as micro_batches:
+            stopped = self._train(micro_batches)
+        if stopped:
+            return STOPPED
+        self._finish()
+        return DONE
+
+    def _train(self, micro_batches: Iterator[MicroBatch]) -> bool:
+        """All steps that are left, with their logs and saves. Returns whether the run was stopped before its end."""
+        save_every = self.plan.recipe.checkpoint.interval(self.plan.steps_per_epoch)
+        log_every = self.plan.recipe.tracking.log_every
         self.throughput.restart()
         while self.step < self.plan.total_steps:
             self._train_step(micro_batches)
             at_end = self.step == self.plan.total_steps
             stop = self.stop_requests.wait() if at_end else self.stop_requests.agreed()
             save = at_end or stop or (save_every and self.step % save_every == 0)
-            if save or self.step % recipe.tracking.log_every == 0:
+            if save or self.step % log_every == 0:
                 self._log()  # before each save: a state that is not finite must not push out a good one
             if save:
                 self._save()
             if stop and not at_end:
                 reason = self.stop_requests.reason or "asked for by another rank"
                 self.console.say(f"stopped at step {self.step} ({reason}); continue with --resume auto")
-                return STOPPED
-        self._finish()
-        return DONE
+                return True
+        return False
 
     def close(self) -> None:
         if self.metrics:
             self.metrics.close()
         dist.destroy_process_group()
 
-    def _train_step(self, micro_batches) -> None:
+    def _train_step(self, micro_batches: Iterator[MicroBatch]) -> None:
         if self.controller.is_due(self.step):
             with self.throughput.aside():
                 self._freeze_event(self.controller.freeze(self.step))

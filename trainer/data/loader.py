@@ -6,7 +6,7 @@ and reads at most one block per lane that was read before."""
 
 import logging
 import multiprocessing
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,7 +86,9 @@ class LaneLoader:
         """Micro-batches that iterating yields."""
         return len(self._steps) * self.layout.accumulation
 
-    def __iter__(self) -> Iterator[MicroBatch]:
+    def __iter__(self) -> Generator[MicroBatch, None, None]:
+        """Close the generator (`contextlib.closing`) where an exception may leave it unfinished: its workers then end
+        at once, and not two minutes after the interpreter has told them to."""
         shares = self._shares()
         for step in self._steps:
             epoch, first = self.order.locate(step)
