@@ -1,7 +1,6 @@
 # Every target works on a fresh clone: it makes .venv and installs what it needs first.
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
-export DS_ACCELERATOR ?= $(shell command -v nvidia-smi >/dev/null 2>&1 || echo cpu)
 
 .PHONY: install demo test check clean
 
@@ -11,7 +10,7 @@ demo: .venv/.demo ## photographs -> shards -> two ranks through every freeze -> 
 	bash launch/demo.sh
 
 test: .venv/.test ## all tests, on real ranks; no GPU and no network needed
-	.venv/bin/python -m pytest
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest
 
 check: .venv/.check ## lint, format, types
 	.venv/bin/ruff check .

@@ -13,6 +13,7 @@ import psutil
 import torch
 import torch.distributed as dist
 
+LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 
 
@@ -55,7 +56,8 @@ class StopRequests:
 
 
 def _is_launcher(process: psutil.Process) -> bool:
+    """Exact names only: a shell script that starts a launcher in the background may end when it likes."""
     try:
-        return any("deepspeed" in word or "torchrun" in word for word in process.cmdline()[:4])
+        return any(os.path.basename(word) in LAUNCHERS for word in process.cmdline()[:4])
     except psutil.Error:
         return False
