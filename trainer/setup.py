@@ -48,7 +48,8 @@ def start_process_group(ranks: Ranks) -> torch.device:
     if accelerator.device_name() == "cpu":
         device = torch.device("cpu")
         if "OMP_NUM_THREADS" not in os.environ:  # the deepspeed launcher leaves it unset: ranks would share all cores
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks.local_world_size))
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            torch.set_num_threads(max(1, cores // ranks.local_world_size))
     else:
         accelerator.set_device(ranks.local_rank)
         device = torch.device(accelerator.device_name(ranks.local_rank))
