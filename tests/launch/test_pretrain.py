@@ -21,6 +21,7 @@ from trainer.tracking.metrics import read_metrics
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 CPU_CONFIG = "ds_configs/zero2_cpu.json"
+QUIET = ("tracking.pictures=never", "tracking.tensorboard=false")  # what most runs here need not wait for
 RECIPE = """
 model: {image_size: 64, patch_size: 16, embed_dim: 32, depth: 4, num_heads: 2, stages: [0, 1, 2, 3], decoder_dim: 32,
         decoder_heads: 2}
@@ -138,13 +139,13 @@ def test_the_pictures_are_in_tensorboard(reference):
 def test_a_run_killed_after_a_freeze_resumes_to_the_same_bits(reference, recipe, shards, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command("deepspeed", recipe, shards, run), env=environment(), cwd=REPOSITORY,
+        command("deepspeed", recipe, shards, run, *QUIET), env=environment(), cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     first_freeze = next(e["step"] for e in read_metrics(reference[0]) if e["event"] == "freeze")
     wait_for_step(process, run, first_freeze + 7)  # at least one checkpoint lies between the freeze and the kill
     kill_everything(process)
     assert read_metrics(run)[-1]["event"] != "end"
-    done = launch("deepspeed", recipe, shards, run)
+    done = launch("deepspeed", recipe, shards, run, *QUIET)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     resumed = [e for e in read_metrics(run) if e["event"] == "resume"]
     assert len(resumed) == 1
@@ -160,7 +161,7 @@ def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and
 ):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command("python", recipe, shards, run, ds_config="ds_configs/zero0_fp32.json"),
+        command("python", recipe, shards, run, *QUIET, ds_config="ds_configs/zero0_fp32.json"),
         env=environment(), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)  # fmt: skip
     wait_for_step(process, run, 12)
     process.send_signal(signal.SIGTERM)
@@ -170,7 +171,7 @@ def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and
     assert f"stopped at step {int(stopped_at.removeprefix('step_'))} (SIGTERM)" in printed
     zero3 = tmp_path / "zero3.json"
     zero3.write_text('{"zero_optimization": {"stage": 3}}')
-    done = launch("torchrun", recipe, shards, run, ds_config=zero3)
+    done = launch("torchrun", recipe, shards, run, *QUIET, ds_config=zero3)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     event = next(e for e in read_metrics(run) if e["event"] == "resume")
     assert (event["world_size_then"], event["world_size_now"]) == (1, 2)
@@ -187,7 +188,7 @@ def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and
 def test_a_run_whose_deepspeed_command_is_terminated_saves_and_leaves_nothing_behind(recipe, shards, tmp_path):
     run = tmp_path / "run"
     process = subprocess.Popen(
-        command("deepspeed", recipe, shards, run), env=environment(), cwd=REPOSITORY,
+        command("deepspeed", recipe, shards, run, *QUIET), env=environment(), cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     wait_for_step(process, run, 12)
     family = psutil.Process(process.pid).children(recursive=True)
@@ -204,7 +205,7 @@ def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(reference
     run = tmp_path / "run"
     shutil.copytree(reference[0], run)
     early = list_checkpoints(run / "checkpoints")[-1]
-    done = launch("python", recipe, shards, run, "--resume", str(early))
+    done = launch("python", recipe, shards, run, *QUIET, "--resume", str(early))
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("set aside step_") == 2
     assert len(list((run / "checkpoints").glob("set_aside_step_*"))) == 2
@@ -214,7 +215,7 @@ def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(reference
 
 def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(recipe, shards, tmp_path):
     run = tmp_path / "run"
-    done = launch("python", recipe, shards, run, "optimizer.lr=1e30", "tracking.log_every=20",
+    done = launch("python", recipe, shards, run, *QUIET, "optimizer.lr=1e30", "tracking.log_every=20",
                   "checkpoint.every_steps=3", "optimizer.clip_grad=0")  # fmt: skip
     assert done.returncode == 1
     assert "the loss is not finite at step" in done.stderr
@@ -228,7 +229,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(recipe, shar
 def test_resuming_a_finished_run_changes_nothing_and_tells_the_summary_again(reference, recipe, shards):
     run, _ = reference
     before = weights(run)
-    done = launch("python", recipe, shards, run)
+    done = launch("python", recipe, shards, run, *QUIET)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "step time before the first freeze" in done.stdout
     assert all(torch.equal(value, before[name]) for name, value in weights(run).items())
