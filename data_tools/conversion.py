@@ -22,7 +22,8 @@ from tqdm import tqdm
 
 from data_tools.images import check_image
 from data_tools.samples import SourceImage, shuffled, unique_keys
-from data_tools.shard_writer import ShardTask, describe_shard, write_shard
+from data_tools.shard_scan import describe_shard
+from data_tools.shard_writer import ShardTask, write_shard
 from trainer.data.orphans import exit_with_parent
 from trainer.data.shard_index import Shard, ShardIndex, write_index
 from trainer.errors import BadInput
@@ -70,7 +71,7 @@ def convert(
         described = _write_shards(pool, _shard_tasks(good, output, options))
     shards = [shard for shard, _ in described]
     offsets = np.concatenate([ranges for _, ranges in described])
-    return write_index(output, options.split, shards, offsets, classes)
+    return write_index(output, options.split, shards, offsets, classes, bad)
 
 
 class _Plan:

@@ -8,7 +8,8 @@ import pytest
 
 from data_tools.imagefolder import scan_folder
 from data_tools.samples import shuffled, unique_keys
-from data_tools.shard_writer import ShardTask, describe_shard, write_shard
+from data_tools.shard_scan import describe_shard
+from data_tools.shard_writer import ShardTask, write_shard
 from tests.photographs import odd_files, write_class_folders
 from trainer.data.shard_index import write_index
 
@@ -40,5 +41,5 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
         path = directory / f"train-{number:05d}.tar"
         write_shard(ShardTask(path, images[first:last], keys[first:last]))
         described.append(describe_shard(path))
-    write_index(directory, "train", [s for s, _ in described], np.concatenate([r for _, r in described]), classes)
+    write_index(directory, "train", [s for s, _ in described], np.concatenate([r for _, r in described]), classes, {})
     return directory

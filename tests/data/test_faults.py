@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_tools.shard_writer import describe_shard
+from data_tools.shard_scan import describe_shard
 from trainer.data.config import DataConfig
 from trainer.data.errors import ShardError
 from trainer.data.loader import LaneLoader

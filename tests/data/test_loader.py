@@ -256,7 +256,9 @@ def test_batches_keep_coming_after_signals_to_all_processes_of_the_job(shards, t
         print(sum(len(batch.keys) for batch in batches))
     """
     done = run_python_in_group(code, tmp_path, shards)
-    assert done.stdout.split() == ["2", "10", "15", str(60 * GLOBAL_BATCH - 8)], done.stderr
+    *received, samples = done.stdout.split()
+    assert sorted(received) == ["10", "15", "2"], done.stderr  # in whatever order the kernel hands them out
+    assert samples == str(60 * GLOBAL_BATCH - 8), done.stderr
 
 
 def test_leaving_with_batches_unread_does_not_hang(shards, tmp_path):

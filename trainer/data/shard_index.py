@@ -2,7 +2,7 @@
 
 For a split called `train`:
 - `train.json`: the shards with their sample counts, sizes and sha256, in the layout of a `wids` index, and the class
-  names;
+  names and the source files that were left out;
 - `train.offsets.npy`: int64 [samples, 2], the byte range of each sample in its shard, from the header of its first
   member to the padding of its last. Samples of a shard follow one another without a gap, so neighbours are one
   sequential read;
@@ -45,6 +45,7 @@ class ShardIndex:
     file: Path
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] | None
+    left_out: dict[str, str]  # source files that were no usable images, with the reason
 
     @classmethod
     def open(cls, path: str | Path, split: str = "train") -> "ShardIndex":
@@ -126,7 +127,7 @@ class ShardIndex:
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file, "shards": self.shards, "classes": self.classes}
+        return {"file": self.file, "shards": self.shards, "classes": self.classes, "left_out": self.left_out}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -143,6 +144,7 @@ def write_index(
     shards: Sequence[Shard],
     offsets: NDArray[np.int64],
     classes: Sequence[str] | None,
+    left_out: dict[str, str],
 ) -> ShardIndex:
     """Writes all four index files, `{split}.json` last: where it stands, everything it speaks of is complete."""
     filenames = [shard.path for shard in shards]
@@ -162,11 +164,13 @@ def write_index(
     }
     if classes is not None:
         index["classes"] = list(classes)
+    if left_out:
+        index["left_out"] = left_out
     _write_json(file, index)
     return ShardIndex.open(file)
 
 
-def _parse(file: Path) -> tuple[tuple[Shard, ...], tuple[str, ...] | None]:
+def _parse(file: Path) -> tuple[tuple[Shard, ...], tuple[str, ...] | None, dict[str, str]]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         shards = tuple(
@@ -174,13 +178,14 @@ def _parse(file: Path) -> tuple[tuple[Shard, ...], tuple[str, ...] | None]:
             for entry in index["shardlist"]
         )
         classes = tuple(index["classes"]) if "classes" in index else None
+        left_out = dict(index.get("left_out", {}))
     except (OSError, ValueError, TypeError) as error:
         raise BadInput(f"{file} is not a shard index ({error}): write it anew") from error
     except KeyError as error:
         raise BadInput(f"{file} lacks {error}, which the reader needs: write the index anew") from error
     if not shards:
         raise BadInput(f"{file} lists no shards: write the index anew")
-    return shards, classes
+    return shards, classes, left_out
 
 
 def _timm_info(info: dict[str, Any], name: str, split: str, shards: Sequence[Shard]) -> dict[str, Any]:
