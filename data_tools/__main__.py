@@ -1,4 +1,4 @@
-"""`python -m data_tools {imagefolder,photographs} --help`
+"""`python -m data_tools {imagenet,imagefolder,index,verify,show,photographs} --help`
 
 Each command is a module that offers SUMMARY, `add_arguments(parser)` and `run(arguments)`. Exit codes: 0 done, 2 bad
 input (one line says what and how to mend it)."""
@@ -7,10 +7,17 @@ import argparse
 import signal
 import sys
 
-from data_tools import imagefolder, photographs
+from data_tools import imagefolder, imagenet, index, photographs, show, verify
 from trainer.errors import BadInput
 
-COMMANDS = {"imagefolder": imagefolder, "photographs": photographs}
+COMMANDS = {
+    "imagenet": imagenet,
+    "imagefolder": imagefolder,
+    "index": index,
+    "verify": verify,
+    "show": show,
+    "photographs": photographs,
+}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,16 +1,13 @@
-"""From a list of images to shards and index: checked first, then written in parallel, and resumable throughout.
+"""From lists of images to shards and index: all checked first, then written in parallel, and resumable throughout.
 
-The result is a function of the images, their names and the seed: the number of workers has no part in it. A plan file
+The result is a function of the images, their names and the seed: the number of workers has no part in it. A report
 names what is being converted. A shard stands under its final name only when it is whole, so a run that was killed goes
-on with the shards that are missing; the plan keeps shards of another conversion from being taken for ours."""
+on with the shards that are missing; the report keeps shards of another conversion from being taken for ours."""
 
-import hashlib
-import json
-import multiprocessing
-import signal
+import fcntl
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -18,157 +15,172 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
-from data_tools.images import check_image
-from data_tools.samples import SourceImage, shuffled, unique_keys
+from data_tools.image_check import CheckOptions, Findings, check_images
+from data_tools.process_pool import process_pool
+from data_tools.progress import ImageProgress
+from data_tools.report import Report
+from data_tools.samples import SourceImage, SourceSplit, shuffled, unique_keys
 from data_tools.shard_scan import describe_shard
 from data_tools.shard_writer import ShardTask, write_shard
-from trainer.data.orphans import exit_with_parent
 from trainer.data.shard_index import Shard, ShardIndex, write_index
+from trainer.data.tar_members import shown
 from trainer.errors import BadInput
-from trainer.files import replace_file
 
-# Raised when the same images would give other shards than before.
-_LAYOUT_VERSION = 1
 # Large enough for long sequential reads, small enough to copy and to retry.
 _TARGET_SHARD_BYTES = 128 * 2**20
-_CHECK_CHUNK = 64
 _BAD_FILES_SHOWN = 20
 
 
 @dataclass(frozen=True)
 class ConversionOptions:
-    """Of `shards` (how many) and `shard_size` (samples in each, at most) one is given, or none: then shards hold about
-    128 MiB."""
+    """`shard_size` (samples in a shard, at most) is for splits that do not say how many shards they go into; without
+    it shards hold about 128 MiB."""
 
-    split: str
-    shards: int | None
     shard_size: int | None
     workers: int
     seed: int
+    check: CheckOptions
     skip_bad: bool
 
 
-def convert(
-    images: Sequence[SourceImage], classes: Sequence[str] | None, output: Path, options: ConversionOptions
-) -> ShardIndex:
-    """Writes the images as shards with their index into `output`.
+def convert(splits: Sequence[SourceSplit], output: Path, options: ConversionOptions) -> list[ShardIndex]:
+    """Writes splits as shards, each with its index, into `output`.
 
-    Raises BadInput if there are unreadable images that are not to be skipped, or if `output` holds other shards."""
-    output.mkdir(parents=True, exist_ok=True)
-    plan = _Plan(output, options.split, _fingerprint(images, options))
-    with _process_pool(options.workers) as pool:
-        bad = plan.recall()
-        if bad is None:
-            bad = _check_images(pool, images)
-            plan.store(bad)
-        if bad and not options.skip_bad:
-            raise BadInput(_bad_files_message(bad))
-        good = [image for image in images if image.name not in bad]
-        if not good:
-            raise BadInput("none of the images can be used")
-        described = _write_shards(pool, _shard_tasks(good, output, options))
-    shards = [shard for shard, _ in described]
-    offsets = np.concatenate([ranges for _, ranges in described])
-    return write_index(output, options.split, shards, offsets, classes, bad)
-
-
-class _Plan:
-    """The file that says which conversion a directory's shards belong to, and what the check of its images found."""
-
-    def __init__(self, output: Path, split: str, fingerprint: str) -> None:
-        self._file = output / f".{split}.plan.json"
-        self._fingerprint = fingerprint
-        self._has_shards = any(output.glob(f"{split}-*.tar"))
-
-    def recall(self) -> dict[str, str] | None:
-        """Unreadable images by name, with the reason, as an earlier run of the same conversion found them; None if
-        there was no such run. Raises BadInput if the shards present belong to another conversion."""
-        if self._file.exists():
-            plan = json.loads(self._file.read_text(encoding="utf-8"))
-            if plan["fingerprint"] == self._fingerprint:
-                return plan["bad"]
-        if self._has_shards:
-            raise BadInput(
-                f"{self._file.parent} holds shards of other images or options: choose another --output, or delete them"
-            )
-        return None
-
-    def store(self, bad: dict[str, str]) -> None:
-        with replace_file(self._file) as stream:
-            stream.write(json.dumps({"fingerprint": self._fingerprint, "bad": bad}, indent=1).encode())
+    Raises BadInput if there are unusable images that are not to be skipped, if `output` holds other shards or cannot be
+    written to, before anything is written as far as that can be known."""
+    for split in splits:
+        _refuse_equal_names(split)
+        _num_shards(split, split.images, options)
+    with _sole_writer(output):
+        reports = [Report.of(output, split, options.check, (options.shard_size, options.seed)) for split in splits]
+        remembered = [report.recall() for report in reports]
+        with process_pool(options.workers, __name__) as pool:
+            findings = []
+            for split, report, known in zip(splits, reports, remembered, strict=True):
+                if known is None:
+                    known = check_images(pool, split.images, options.check, f"checking {split.name} images")
+                    report.store(known)
+                findings.append(known)
+            if not options.skip_bad:
+                _refuse_bad_files(reports, findings)
+            return [
+                _convert_split(pool, split, found, output, options)
+                for split, found in zip(splits, findings, strict=True)
+            ]
 
 
-def _fingerprint(images: Sequence[SourceImage], options: ConversionOptions) -> str:
-    """Identifies a conversion by everything that the shards depend on. Files count as unchanged while their size and
-    time are, so that a run with a terabyte of images resumes without reading them."""
-    digest = hashlib.sha256()
-    digest.update(repr((_LAYOUT_VERSION, options.split, options.shards, options.shard_size, options.seed)).encode())
-    for image in images:
-        digest.update(repr((image.name, image.num_bytes, image.modified_ns, image.label, image.class_name)).encode())
-    return digest.hexdigest()
+def summary(split: SourceSplit, index: ShardIndex, short_side: int | None) -> str:
+    """What was made of a split, on one line."""
+    left_out = f"; {len(index.left_out)} bad files left out" if index.left_out else ""
+    resized = f", resized to a shorter side of {short_side}" if short_side else ""
+    return (
+        f"{index.file}: {index.num_samples} images of {len(split.classes) or 'no'} classes{resized} "
+        f"in {len(index.shards)} shards{left_out}"
+    )
 
 
-def _check_images(pool: ProcessPoolExecutor, images: Sequence[SourceImage]) -> dict[str, str]:
-    """Decodes every image once; returns the unreadable ones by name, with the reason."""
-    chunks = [images[first : first + _CHECK_CHUNK] for first in range(0, len(images), _CHECK_CHUNK)]
-    bad: dict[str, str] = {}
-    with tqdm(total=len(images), desc="checking images", unit="img") as progress:
-        futures = {pool.submit(_check_chunk, chunk): len(chunk) for chunk in chunks}
-        for future in as_completed(futures):
-            bad.update(future.result())
-            progress.update(futures[future])
-    return {name: bad[name] for name in sorted(bad)}
+def _refuse_equal_names(split: SourceSplit) -> None:
+    seen: set[str] = set()
+    for image in split.images:
+        if image.name in seen:
+            raise BadInput(f"{image.path} holds {shown(image.name)} twice: names have to be unique")
+        seen.add(image.name)
 
 
-def _check_chunk(images: Sequence[SourceImage]) -> dict[str, str]:
-    bad = {}
-    for image in images:
+@contextmanager
+def _sole_writer(output: Path) -> Iterator[None]:
+    """Makes the directory, and keeps a second conversion out of it. Raises BadInput for whatever the operating system
+    has against writing there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        directory = os.open(output, os.O_RDONLY)
         try:
-            reason = check_image(image.path.read_bytes())
-        except OSError as error:
-            reason = f"cannot be read: {error.strerror}"
-        if reason:
-            bad[image.name] = reason
-    return bad
+            _lock(directory, output)
+            yield
+        finally:
+            os.close(directory)
+    except OSError as error:
+        raise BadInput(
+            f"cannot write to {output}: {error.strerror or error}; "
+            "mend that and run the command again, it goes on from there"
+        ) from error
 
 
-def _bad_files_message(bad: dict[str, str]) -> str:
-    lines = [f"  {name}: {reason}" for name, reason in list(bad.items())[:_BAD_FILES_SHOWN]]
+def _lock(directory: int, output: Path) -> None:
+    try:
+        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise BadInput(f"another conversion is writing to {output}: wait for it, or choose another --output") from error
+    except OSError:
+        pass  # some network file systems lock no directories
+
+
+def _refuse_bad_files(reports: Sequence[Report], findings: Sequence[Findings]) -> None:
+    bad = {name: reason for found in findings for name, reason in found.bad.items()}
+    if not bad:
+        return
+    files = ", ".join(str(report.file) for report, found in zip(reports, findings, strict=True) if found.bad)
+    lines = [f"  {shown(name)}: {reason}" for name, reason in list(bad.items())[:_BAD_FILES_SHOWN]]
     if len(bad) > _BAD_FILES_SHOWN:
         lines.append(f"  … and {len(bad) - _BAD_FILES_SHOWN} more")
-    return "\n".join([f"{len(bad)} files are no usable images: mend or remove them, or pass --skip-bad", *lines])
+    total = sum(report.num_images for report in reports)
+    head = f"not usable as images: {len(bad)} of {total} files; mend or remove them, or pass --skip-bad"
+    raise BadInput("\n".join([f"{head} (all are listed in {files}):", *lines]))
 
 
-def _shard_tasks(images: Sequence[SourceImage], output: Path, options: ConversionOptions) -> list[ShardTask]:
+def _convert_split(
+    pool: ProcessPoolExecutor, split: SourceSplit, findings: Findings, output: Path, options: ConversionOptions
+) -> ShardIndex:
+    good = [image for image in split.images if image.name not in findings.bad]
+    if not good:
+        raise BadInput(f"none of the {split.name} images can be used")
+    for unfinished in output.glob(f"{split.name}-*.tar.tmp"):
+        unfinished.unlink()
+    described = _write_shards(pool, _shard_tasks(split, good, output, options), f"writing {split.name} shards")
+    shards = [shard for shard, _ in described]
+    offsets = np.concatenate([ranges for _, ranges in described])
+    return write_index(output, split.name, shards, offsets, split.classes or None, findings.bad)
+
+
+def _shard_tasks(
+    split: SourceSplit, images: Sequence[SourceImage], output: Path, options: ConversionOptions
+) -> list[ShardTask]:
     """Deals the shuffled images out to shards whose lengths differ by one at most."""
     images = shuffled(images, options.seed)
     keys = unique_keys([image.name for image in images])
-    if options.shards is not None:
-        count = options.shards
-    elif options.shard_size is not None:
-        count = -(-len(images) // options.shard_size)
-    else:
-        count = -(-sum(image.num_bytes for image in images) // _TARGET_SHARD_BYTES)
-    if count > len(images):
-        raise BadInput(f"--shards {count} is more than the {len(images)} images: lower it")
+    count = _num_shards(split, images, options)
     edges = [number * len(images) // count for number in range(count + 1)]
     return [
-        ShardTask(output / f"{options.split}-{number:05d}.tar", images[first:last], keys[first:last])
+        ShardTask(
+            output / f"{split.name}-{number:05d}.tar", images[first:last], keys[first:last], options.check.short_side
+        )
         for number, (first, last) in enumerate(pairwise(edges))
     ]
 
 
-def _write_shards(pool: ProcessPoolExecutor, tasks: Sequence[ShardTask]) -> list[tuple[Shard, NDArray[np.int64]]]:
+def _num_shards(split: SourceSplit, images: Sequence[SourceImage], options: ConversionOptions) -> int:
+    if split.num_shards is None:
+        if options.shard_size is not None:
+            return -(-len(images) // options.shard_size)
+        return min(len(images), -(-sum(image.num_bytes for image in images) // _TARGET_SHARD_BYTES))
+    if split.num_shards > len(images):
+        raise BadInput(f"{split.num_shards} shards are more than the {len(images)} {split.name} images: ask for fewer")
+    return split.num_shards
+
+
+def _write_shards(
+    pool: ProcessPoolExecutor, tasks: Sequence[ShardTask], desc: str
+) -> list[tuple[Shard, NDArray[np.int64]]]:
     """Writes the shards that are not there yet, and describes all of them, in order."""
     futures = {pool.submit(_write_and_describe, task): number for number, task in enumerate(tasks)}
     described = {}
-    with tqdm(total=sum(len(task.images) for task in tasks), desc="writing shards", unit="img") as progress:
+    with ImageProgress(sum(len(task.images) for task in tasks), desc) as progress:
         for future in as_completed(futures):
             number = futures[future]
             described[number] = future.result()
-            progress.update(len(tasks[number].images))
+            shard, _ = described[number]
+            progress.add(shard.num_samples, shard.num_bytes)
     return [described[number] for number in range(len(tasks))]
 
 
@@ -179,23 +191,3 @@ def _write_and_describe(task: ShardTask) -> tuple[Shard, NDArray[np.int64]]:
     if shard.num_samples != len(task.images):
         raise BadInput(f"{task.path} holds {shard.num_samples} samples instead of {len(task.images)}: delete it")
     return shard, ranges
-
-
-@contextmanager
-def _process_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # its imports take seconds, and each worker is a fork of that process
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_prepare_worker)
-    try:
-        yield pool
-    except BrokenProcessPool as error:
-        raise BadInput(
-            "a worker was killed (out of memory? then lower --workers); run the command again to go on"
-        ) from error
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _prepare_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business
-    exit_with_parent()

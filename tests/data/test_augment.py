@@ -31,6 +31,20 @@ def test_crop_and_resize_is_pillows_within_rounding(name):
         assert difference.max() <= 16
 
 
+@pytest.mark.parametrize("size", [(1, 1), (5, 3), (20, 31), (4000, 90), (16, 3000)], ids="{0[0]}x{0[1]}".format)
+def test_so_it_is_for_tiny_and_long_images(size):
+    """Enlarged from few pixels, or from a panorama of which a crop is taken; grey as well."""
+    for photograph in (photographs()["china"].resize(size), photographs()["coffee"].convert("L").resize(size)):
+        rgb = photograph.convert("RGB")
+        for number in range(4):
+            box = random_box(UniformStream(derive_key(number)), rgb.height, rgb.width, SCALE, RATIO)
+            ours = crop_and_resize(np.array(rgb), box, 224).permute(1, 2, 0).numpy().astype(int)
+            reference = resized_crop(rgb, *box, [224, 224], InterpolationMode.BICUBIC)
+            difference = np.abs(ours - np.asarray(reference, dtype=int))
+            assert difference.mean() < 0.6
+            assert difference.max() <= 16
+
+
 @pytest.mark.parametrize(("scale", "ratio"), [(SCALE, RATIO), ((0.02, 0.2), (0.2, 5.0))])
 def test_random_boxes_are_distributed_as_torchvisions(scale, ratio):
     height, width, count = 300, 451, 4000

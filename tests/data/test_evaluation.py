@@ -12,7 +12,8 @@ from trainer.data.shard_index import ShardIndex
 
 
 @pytest.mark.parametrize(
-    ("num_samples", "batch", "world_size"), [(10, 4, 3), (12, 4, 3), (2, 4, 3), (150, 7, 4), (1, 1, 1)]
+    ("num_samples", "batch", "world_size"),
+    [(10, 4, 3), (12, 4, 3), (2, 4, 3), (13, 4, 3), (150, 7, 4), (1, 1, 1), (1, 2, 8)],
 )
 def test_every_sample_is_valid_once_and_all_ranks_have_as_many_batches(num_samples, batch, world_size):
     valid, lengths = [], set()

@@ -1,6 +1,7 @@
 """A damaged shard is one clear error that names it, never a batch that is short or wrong."""
 
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +56,12 @@ def scramble_a_header(shard: Path, ranges: np.ndarray) -> None:
     overwrite(shard, ranges[20, 0], bytes(range(128, 256)) * 4)
 
 
+def claim_an_absurd_size(shard: Path, ranges: np.ndarray) -> None:
+    header = tarfile.TarInfo("a.jpg")
+    header.size = 2**40
+    overwrite(shard, ranges[20, 0], header.tobuf(tarfile.GNU_FORMAT))
+
+
 def flip_a_bit_in_a_name(shard: Path, ranges: np.ndarray) -> None:
     first = shard.read_bytes()[ranges[20, 0]]
     overwrite(shard, ranges[20, 0], bytes([first ^ 1]))
@@ -86,6 +93,7 @@ FAULTS: dict[Callable, str] = {
     remove: "No such file",
     zero_a_header: "no tar header",
     scramble_a_header: "no tar header",
+    claim_an_absurd_size: "'a.jpg' ends .* bytes past the range",
     flip_a_bit_in_a_name: "no tar header at byte 0 .bad checksum",
     swap_two_samples: "past the range|no tar header|members of 2 samples",
     swap_members_of_two_samples: "members of 2 samples",

@@ -17,10 +17,11 @@ import torch
 
 import trainer.data.reader
 from trainer.data.augment import augment
+from trainer.data.batches import MicroBatch
 from trainer.data.config import DataConfig
 from trainer.data.decode import decode_rgb
 from trainer.data.errors import WorkerFailed
-from trainer.data.loader import LaneLoader, MicroBatch
+from trainer.data.loader import LaneLoader
 from trainer.data.order import LaneOrder
 from trainer.data.reader import parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex
@@ -169,9 +170,9 @@ def test_a_micro_batch_is_what_it_says(shards):
 def test_resuming_reads_at_most_one_block_per_lane_again(shards, monkeypatch):
     read = []
 
-    def counting(index, samples):
+    def counting(index, samples, storage):
         read.extend(samples.tolist())
-        return read_samples(index, samples)
+        return read_samples(index, samples, storage)
 
     monkeypatch.setattr(trainer.data.reader, "read_samples", counting)
     start = STEPS_PER_EPOCH - 3
@@ -185,9 +186,9 @@ def test_resuming_reads_at_most_one_block_per_lane_again(shards, monkeypatch):
 def test_ranks_read_disjoint_parts_of_the_shards(shards, monkeypatch):
     read: list[set] = []
 
-    def counting(index, samples):
+    def counting(index, samples, storage):
         read[-1].update(samples.tolist())
-        return read_samples(index, samples)
+        return read_samples(index, samples, storage)
 
     monkeypatch.setattr(trainer.data.reader, "read_samples", counting)
     for rank in range(4):
@@ -259,6 +260,8 @@ def test_batches_keep_coming_after_signals_to_all_processes_of_the_job(shards, t
     *received, samples = done.stdout.split()
     assert sorted(received) == ["10", "15", "2"], done.stderr  # in whatever order the kernel hands them out
     assert samples == str(60 * GLOBAL_BATCH - 8), done.stderr
+    assert "resource_tracker" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_leaving_with_batches_unread_does_not_hang(shards, tmp_path):

@@ -65,11 +65,21 @@ def test_what_is_no_index_is_refused(tmp_path, copy):
         ShardIndex.open(copy)
 
 
+@pytest.mark.parametrize(("row", "values"), [(7, (-512, 1024)), (149, (1024, 2**40)), (42, (1024, 1024))])
+def test_byte_ranges_outside_their_shards_are_refused(copy, row, values):
+    file = offsets_file(copy / "train.json")
+    offsets = np.load(file)
+    offsets[row] = values
+    np.save(file, offsets)
+    with pytest.raises(BadInput, match=rf"places sample {row} at bytes {values[0]}-{values[1]} of train-\d+\.tar"):
+        ShardIndex.open(copy)
+
+
 def test_offsets_of_other_shards_are_refused(copy):
     file = offsets_file(copy / "train.json")
     np.save(file, np.load(file)[:-1])
-    with pytest.raises(BadInput, match=r"train\.offsets\.npy holds int64 \[149, 2\]"):
+    with pytest.raises(BadInput, match=r"train\.offsets\.npy of .*train\.json holds int64 \[149, 2\]"):
         ShardIndex.open(copy)
     file.write_bytes(b"junk")
-    with pytest.raises(BadInput, match=r"cannot read the byte ranges in .*train\.offsets\.npy"):
+    with pytest.raises(BadInput, match=r"cannot read train\.offsets\.npy, the byte ranges of .*train\.json"):
         ShardIndex.open(copy)

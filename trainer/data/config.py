@@ -1,7 +1,10 @@
 """The `data` section of the recipe."""
 
-from pydantic import Field, model_validator
+from typing import Literal
 
+from pydantic import Field, field_serializer, model_validator
+
+from trainer.data.urls import PIPE, redact
 from trainer.section import Section
 
 
@@ -9,9 +12,17 @@ class DataConfig(Section):
     """Where the shards are, how samples are mixed, and how images are augmented.
 
     `lanes` and `window` decide the order of samples (see `trainer.data.order`); a run keeps them for life.
-    `workers` and `prefetch` decide speed only."""
+    `workers`, `prefetch` and `read_ahead` decide speed and memory only."""
 
-    path: str | None = Field(default=None, description="Directory of shards with their index, or the index file.")
+    path: str | None = Field(
+        default=None,
+        description="Directory of shards with their index, or the index file: a path or a URL (s3://, gs://, "
+        "http(s)://, …). Or a command for each shard, 'pipe:aws s3 cp s3://bucket/train-{00000..01023}.tar -', whose "
+        "samples come in no exact order.",
+    )
+    samples: int | None = Field(
+        default=None, ge=1, description="With pipe:, how many samples count as an epoch; otherwise the index says it."
+    )
     lanes: int | None = Field(
         default=None,
         ge=1,
@@ -23,6 +34,18 @@ class DataConfig(Section):
     )
     workers: int = Field(default=4, ge=0, description="Decoding processes per rank; 0 decodes in the training process.")
     prefetch: int = Field(default=2, ge=1, description="Micro-batches that the workers prepare ahead.")
+    read_ahead: int = Field(
+        default=4, ge=0, description="Blocks of `window` samples that each worker reads ahead in the background."
+    )
+    retries: int = Field(
+        default=8, ge=0, description="How often a read that failed for the moment is tried again, after 1/4 s to 30 s."
+    )
+    timeout: float = Field(default=60.0, gt=0, description="Seconds that one request to a URL may take.")
+    on_bad_sample: Literal["raise", "skip-and-substitute"] = Field(
+        default="raise",
+        description="A damaged or undecodable sample stops the run, or another sample of its block stands in for it, "
+        "the same on every layout; the metrics count them. A shard that is missing always stops it.",
+    )
     crop_scale: tuple[float, float] = Field(
         default=(0.2, 1.0), description="Smallest and largest share of the image's area that a random crop keeps."
     )
@@ -40,3 +63,17 @@ class DataConfig(Section):
         if not 0.0 < low <= high:
             raise ValueError(f"crop_ratio = [{low}, {high}]: want 0 < smallest <= largest")
         return self
+
+    @model_validator(mode="after")
+    def _samples_go_with_pipe(self) -> "DataConfig":
+        piped = self.path is not None and self.path.startswith(PIPE)
+        if piped and self.samples is None:
+            raise ValueError("path is a pipe:, and nothing says how many samples an epoch has: set data.samples")
+        if self.samples is not None and self.path is not None and not piped:
+            raise ValueError("samples: only with a pipe:; the index of the shards says how many there are: remove it")
+        return self
+
+    @field_serializer("path", when_used="json-unless-none")
+    def _without_secrets(self, path: str) -> str:
+        """What is printed and saved with the run and its checkpoints."""
+        return redact(path)

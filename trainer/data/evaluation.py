@@ -1,9 +1,11 @@
 """The evaluation order: no shuffle, every sample exactly once, the same number of batches on every rank.
 
-Sample i of the index is looked at by rank i % W, in batches of equal size. The last ones are padded with copies and say
-so in `valid`: without padding, one rank would have a batch less and the others would wait for it in a collective."""
+Each rank looks at a stretch of the index, in batches of equal size, so that a batch is a sequential read or two. The
+last ones are padded with copies and say so in `valid`: without padding, one rank would have a batch less and the others
+would wait for it in a collective."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,11 +14,15 @@ from numpy.typing import NDArray
 
 from trainer.data.augment import Box, crop_and_resize
 from trainer.data.decode import UndecodableImage, decode_rgb
-from trainer.data.errors import ShardError
-from trainer.data.reader import parse_sample, read_samples
+from trainer.data.errors import BadSample
+from trainer.data.read_ahead import read_ahead
+from trainer.data.reader import RawSample, Sample, parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex
+from trainer.data.storage import Storage
+from trainer.data.tar_members import shown
 
 CENTRE_SHARE = 224 / 256  # MAE's evaluation view: short side to 256, centre crop of 224 (arXiv 2111.06377)
+_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -31,35 +37,49 @@ class EvaluationBatch:
 
 
 def evaluation_samples(num_samples: int, batch: int, rank: int, world_size: int) -> tuple[NDArray[np.int64], int]:
-    """Sample ids of a rank, padded with its own first ids to whole batches, and how many of them are valid."""
-    mine = np.arange(rank, num_samples, world_size, dtype=np.int64)
-    batches = -(-num_samples // (batch * world_size))
-    padding = np.resize(mine if len(mine) else np.zeros(1, dtype=np.int64), batches * batch - len(mine))
-    return np.concatenate([mine, padding]), len(mine)
+    """Sample ids of a rank in whole batches, and how many of them are valid. Copies of the last sample pad them."""
+    per_rank = -(-num_samples // (batch * world_size)) * batch
+    ids = np.arange(rank * per_rank, (rank + 1) * per_rank, dtype=np.int64)
+    return np.minimum(ids, num_samples - 1), int(np.count_nonzero(ids < num_samples))
 
 
 def evaluation_batches(
-    index: ShardIndex, *, image_size: int, batch: int, rank: int, world_size: int
+    index: ShardIndex,
+    *,
+    image_size: int,
+    batch: int,
+    rank: int,
+    world_size: int,
+    storage: Storage | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """Centre crops of a rank's samples, `batch` at a time. Raises ShardError if a shard or an image is damaged."""
+    """Centre crops of a rank's samples, `batch` at a time; the next batches are read in the background.
+
+    Raises ShardError if a shard or an image is damaged."""
+    storage = storage or Storage()
     ids, num_valid = evaluation_samples(index.num_samples, batch, rank, world_size)
-    for first in range(0, len(ids), batch):
-        chosen = ids[first : first + batch]
-        samples = [parse_sample(raw) for raw in read_samples(index, chosen)]
-        yield EvaluationBatch(
-            images=torch.stack([centre_view(sample.image, sample.where, image_size) for sample in samples]),
-            labels=torch.tensor([sample.label for sample in samples]),
-            samples=torch.from_numpy(chosen),
-            valid=torch.arange(first, first + batch) < num_valid,
-        )
+
+    def read(chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[RawSample]]:
+        return chosen, read_samples(index, chosen, storage)
+
+    with closing(read_ahead(read, np.split(ids, len(ids) // batch), _BATCHES_AHEAD)) as batches:
+        for number, (chosen, raw) in enumerate(batches):
+            samples = [parse_sample(each) for each in raw]
+            yield EvaluationBatch(
+                images=torch.stack([centre_view(sample, image_size) for sample in samples]),
+                labels=torch.tensor([sample.label for sample in samples]),
+                samples=torch.from_numpy(chosen),
+                valid=torch.arange(number * batch, (number + 1) * batch) < num_valid,
+            )
 
 
-def centre_view(image: bytes, where: str, size: int) -> torch.Tensor:
-    """The middle of an image, uint8 [3, size, size]: a square of 224/256 of the short side, resized."""
+def centre_view(sample: Sample, size: int) -> torch.Tensor:
+    """The middle of an image, uint8 [3, size, size]: a square of 224/256 of the short side, resized.
+
+    Raises BadSample if it cannot be decoded."""
     try:
-        pixels = decode_rgb(image)
+        pixels = decode_rgb(sample.image)
     except UndecodableImage as error:
-        raise ShardError(f"{where}: {error}") from error
+        raise BadSample(f"{sample.where}, sample {shown(sample.key)}: {error}") from error
     height, width, _ = pixels.shape
     side = max(1, round(min(height, width) * CENTRE_SHARE))
     return crop_and_resize(pixels, Box((height - side) // 2, (width - side) // 2, side, side), size)

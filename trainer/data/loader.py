@@ -1,48 +1,87 @@
-"""The lane loader: shards in, uint8 micro-batches out, the same global batches for any number of ranks and workers.
+"""Shards in, uint8 micro-batches out: from lanes, exactly and resumably, or from a pipe, as it comes.
 
-What a global batch holds, pixels included, is a pure function of the seed and the step (`trainer.data.order`). So there
-is no state to save but the step: a loader made with `start_step` continues a run on any number of ranks and workers,
-and reads at most one block per lane that was read before."""
+With lanes, what a global batch holds, pixels included, is a pure function of the seed and the step
+(`trainer.data.order`). So there is no state to save but the step: a loader made with `start_step` continues a run on
+any number of ranks and workers, and reads at most one block per lane that was read before."""
 
 import logging
-import multiprocessing
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass
+from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import IterableDataset
 
+from trainer.data.batches import BatchLayout, Failure, MicroBatch, Share, assemble
 from trainer.data.config import DataConfig
 from trainer.data.errors import ShardError, WorkerFailed
-from trainer.data.order import LaneOrder
+from trainer.data.lane_shares import LaneShares
+from trainer.data.order import LaneOrder, Positions, default_lanes
+from trainer.data.pipe import PipeSource
+from trainer.data.pipe_shares import PipeShares
 from trainer.data.shard_index import ShardIndex
-from trainer.data.workers import BatchLayout, Failure, Share, ShareDataset, prepare_worker
+from trainer.data.source import DataSource
+from trainer.data.workers import shares_of_workers
 from trainer.errors import BadInput
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class MicroBatch:
-    """Images uint8 [m, 3, S, S] (in pinned memory if so wished), mask_keys int64 [m] for the masking noise,
-    labels int64 [m] (-1: none), and the samples' keys."""
+class Loader:
+    """Micro-batches of one rank for the steps of a range, over epoch ends.
 
-    images: torch.Tensor
-    mask_keys: torch.Tensor
-    labels: torch.Tensor
-    keys: list[str]
+    Iterating yields len(steps) · accumulation micro-batches. It raises ShardError if data cannot be read or are
+    damaged, and WorkerFailed if a worker process dies."""
+
+    def __init__(
+        self,
+        dataset: IterableDataset,
+        positions: Positions,
+        layout: BatchLayout,
+        steps: range,
+        *,
+        num_workers: int,
+        prefetch: int,
+        pin_memory: bool,
+    ) -> None:
+        self.layout = layout
+        self.num_workers = num_workers
+        self._dataset = dataset
+        self._positions = positions
+        self._steps = steps
+        self._prefetch = prefetch
+        self._pin_memory = pin_memory
+
+    def __len__(self) -> int:
+        """Micro-batches that iterating yields."""
+        return len(self._steps) * self.layout.accumulation
+
+    def __iter__(self) -> Generator[MicroBatch, None, None]:
+        """Close the generator (`contextlib.closing`) where an exception may leave it unfinished: its workers then end
+        at once, and not two minutes after the interpreter has told them to."""
+        shares = shares_of_workers(self._dataset, self.num_workers, self._prefetch)
+        workers = max(1, self.num_workers)
+        for step in self._steps:
+            epoch, first = self._positions.locate(step)
+            for number in range(self.layout.accumulation):
+                positions = self.layout.positions(first, number)
+                parts = [_next_share(shares) for _ in range(workers)]
+                mask_keys = torch.from_numpy(self._positions.mask_keys(epoch, positions))
+                yield assemble(parts, self.layout.owners(positions, workers), mask_keys, self._pin_memory)
+
+    def describe(self) -> str:
+        """One sentence for the start of a run: how the data come, and the memory that they take."""
+        raise NotImplementedError
 
 
-class LaneLoader:
-    """Micro-batches of one rank for the steps start_step … end_step - 1, over epoch ends.
+class LaneLoader(Loader):
+    """Micro-batches of one rank for the steps start_step … end_step - 1, the same global batches for any number of
+    ranks and workers.
 
-    Iterating yields (end_step - start_step) · accumulation micro-batches. Memory per rank: at most lanes / world_size ·
-    window undecoded samples (half of that on average; for ImageNet at most 256 · 64 · 110 kB = 1.8 GB over all ranks
-    together) and `prefetch` + 2 micro-batches of pixels.
+    Memory per rank: undecoded samples as `memory_bound` says (for ImageNet with 256 lanes of 64 at most 1.8 GB over all
+    ranks together, half of that on average, plus 28 MB per worker that reads ahead), and `prefetch` + 2 micro-batches
+    of pixels.
 
-    Raises BadInput if batch, ranks and lanes do not divide one another or the data are fewer than a global batch.
-    Iterating raises ShardError if a shard or an image is damaged, and WorkerFailed if a worker process dies."""
+    Raises BadInput if batch, ranks and lanes do not divide one another or the data are fewer than a global batch."""
 
     def __init__(
         self,
@@ -59,91 +98,104 @@ class LaneLoader:
         end_step: int,
         pin_memory: bool = False,
     ) -> None:
-        if global_batch % (micro_batch * world_size):
-            raise BadInput(
-                f"a global batch of {global_batch} is not a whole number of micro-batches of {micro_batch} on "
-                f"{world_size} ranks: change one of them"
-            )
+        _require_whole_micro_batches(global_batch, micro_batch, world_size)
         self.order = LaneOrder(
             index.shard_lengths, seed=seed, global_batch=global_batch, lanes=config.lanes, window=config.window
         )
         self.order.require_ranks(world_size)
-        lanes = self.order.lanes
-        self.layout = BatchLayout(global_batch, micro_batch, lanes, rank, world_size)
-        self.num_workers = min(config.workers, lanes // world_size)
-        if self.num_workers < config.workers and rank == 0:
-            log.info("data.workers lowered from %d to %d: one lane per worker", config.workers, self.num_workers)
-        self._prefetch = config.prefetch
-        self._pin_memory = pin_memory
-        self._steps = range(start_step, end_step)
-        self._dataset = ShareDataset(index, self.order, self.layout, config, image_size, self._steps)
+        layout = BatchLayout(global_batch, micro_batch, self.order.lanes, rank, world_size)
+        num_workers = min(config.workers, self.order.lanes // world_size)
+        if num_workers < config.workers and rank == 0:
+            log.info("data.workers lowered from %d to %d: one lane per worker", config.workers, num_workers)
+        steps = range(start_step, end_step)
+        super().__init__(
+            LaneShares(index, self.order, layout, config, image_size, steps), self.order, layout, steps,
+            num_workers=num_workers, prefetch=config.prefetch, pin_memory=pin_memory,
+        )  # fmt: skip
+        self._index = index
+        self._read_ahead = config.read_ahead
 
     @property
     def steps_per_epoch(self) -> int:
         return self.order.steps_per_epoch
 
-    def __len__(self) -> int:
-        """Micro-batches that iterating yields."""
-        return len(self._steps) * self.layout.accumulation
+    def memory_bound(self) -> int:
+        """Bytes of undecoded samples that this rank holds at most, for samples of mean size:
+        (lanes / world_size + workers · read_ahead) · window · mean bytes of a sample."""
+        mean = sum(shard.num_bytes for shard in self._index.shards) / self.order.num_samples
+        blocks = self.order.lanes // self.layout.world_size + max(1, self.num_workers) * self._read_ahead
+        return round(min(blocks * self.order.window, self.order.num_samples) * mean)
 
-    def __iter__(self) -> Generator[MicroBatch, None, None]:
-        """Close the generator (`contextlib.closing`) where an exception may leave it unfinished: its workers then end
-        at once, and not two minutes after the interpreter has told them to."""
-        shares = self._shares()
-        for step in self._steps:
-            epoch, first = self.order.locate(step)
-            for number in range(self.layout.accumulation):
-                positions = self.layout.positions(first, number)
-                owners = self.layout.owners(positions, max(1, self.num_workers))
-                parts = [self._next_share(shares) for _ in range(max(1, self.num_workers))]
-                mask_keys = torch.from_numpy(self.order.mask_keys(epoch, positions))
-                yield _assemble(parts, owners, mask_keys, self._pin_memory)
-
-    def _shares(self) -> Iterator[Share | Failure]:
-        if self.num_workers == 0:
-            return iter(self._dataset)
-        # A server process that forks the workers, rather than a fork of this process: by now it runs threads of the
-        # process group and of the accelerator, whose locks a fork would copy in whatever state they are. The server
-        # imports once what the workers need.
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["trainer.data.worker_server"])
-        return iter(
-            DataLoader(
-                self._dataset,
-                batch_size=None,
-                num_workers=self.num_workers,
-                prefetch_factor=self._prefetch,
-                multiprocessing_context=context,
-                worker_init_fn=prepare_worker,
-                generator=torch.Generator(),  # for seeds that nobody uses; the global generator is the model's
-            )
+    def describe(self) -> str:
+        return (
+            f"data: {self.order.lanes} lanes of blocks of {self.order.window}, {self.num_workers} workers per rank; "
+            f"at most {self.memory_bound() / 1e6:.0f} MB of undecoded images per rank"
         )
 
-    @staticmethod
-    def _next_share(shares: Iterator[Share | Failure]) -> Share:
-        try:
-            share = next(shares)
-        # A dead worker shows as DataLoader's RuntimeError, or as a broken connection to the tensors that it had sent.
-        except (RuntimeError, EOFError, OSError) as error:
-            raise WorkerFailed(
-                f"a data worker failed ({type(error).__name__}, see above). If it was killed for want of memory, "
-                "lower data.workers, data.prefetch or data.window"
-            ) from error
-        if isinstance(share, Failure):
-            raise ShardError(share.message)
-        return share
+
+class PipeLoader(Loader):
+    """Micro-batches of one rank from `pipe:`. Resampled and shuffled in a buffer: neither exactly-once nor exactly
+    resumable.
+
+    Memory per rank: `lanes` / world_size · `window` undecoded samples, as for lanes."""
+
+    def __init__(
+        self,
+        source: PipeSource,
+        config: DataConfig,
+        *,
+        image_size: int,
+        seed: int,
+        global_batch: int,
+        micro_batch: int,
+        rank: int,
+        world_size: int,
+        start_step: int = 0,
+        end_step: int,
+        pin_memory: bool = False,
+    ) -> None:
+        _require_whole_micro_batches(global_batch, micro_batch, world_size)
+        positions = Positions(seed=seed, global_batch=global_batch, num_samples=source.num_samples)
+        # With so many lanes, rows are dealt out to the workers in turn.
+        layout = BatchLayout(global_batch, micro_batch, world_size * max(1, config.workers), rank, world_size)
+        steps = range(start_step, end_step)
+        self._buffer = (config.lanes or default_lanes(global_batch)) * config.window // world_size
+        super().__init__(
+            PipeShares(source, positions, layout, config, image_size, steps, self._buffer), positions, layout, steps,
+            num_workers=config.workers, prefetch=config.prefetch, pin_memory=pin_memory,
+        )  # fmt: skip
+
+    def describe(self) -> str:
+        return (
+            "data: from pipe:, resampled: NOT each sample exactly once per epoch, NOT exactly resumable (shards with "
+            f"index are both); at most {self._buffer} undecoded images per rank"
+        )
 
 
-def _assemble(parts: list[Share], owners: np.ndarray, mask_keys: torch.Tensor, pin_memory: bool) -> MicroBatch:
-    """Puts the workers' shares together in the order of positions."""
-    size = parts[0].images.shape[1:]
-    images = torch.empty((len(owners), *size), dtype=torch.uint8, pin_memory=pin_memory)
-    labels = torch.empty(len(owners), dtype=torch.int64)
-    keys = [""] * len(owners)
-    for worker, part in enumerate(parts):
-        rows = np.flatnonzero(owners == worker)
-        images[torch.from_numpy(rows)] = part.images
-        labels[torch.from_numpy(rows)] = part.labels
-        for row, key in zip(rows.tolist(), part.keys, strict=True):
-            keys[row] = key
-    return MicroBatch(images, mask_keys, labels, keys)
+def make_loader(source: DataSource, config: DataConfig, **settings: Any) -> Loader:
+    """The loader that goes with a source. `settings` are the keyword arguments that both kinds share."""
+    if isinstance(source, PipeSource):
+        return PipeLoader(source, config, **settings)
+    return LaneLoader(source, config, **settings)
+
+
+def _require_whole_micro_batches(global_batch: int, micro_batch: int, world_size: int) -> None:
+    if global_batch % (micro_batch * world_size):
+        raise BadInput(
+            f"a global batch of {global_batch} is not a whole number of micro-batches of {micro_batch} on "
+            f"{world_size} ranks: change one of them"
+        )
+
+
+def _next_share(shares: Iterator[Share | Failure]) -> Share:
+    try:
+        share = next(shares)
+    # A dead worker shows as DataLoader's RuntimeError, or as a broken connection to the tensors that it had sent.
+    except (RuntimeError, EOFError, OSError) as error:
+        raise WorkerFailed(
+            f"a data worker failed ({type(error).__name__}, see above). If it was killed for want of memory, "
+            "lower data.workers, data.prefetch or data.window"
+        ) from error
+    if isinstance(share, Failure):
+        raise ShardError(share.message)
+    return share

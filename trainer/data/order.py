@@ -23,7 +23,37 @@ MAX_DEFAULT_LANES = 256
 _SHARDS, _BLOCK, _AUGMENT, _MASK = range(4)
 
 
-class LaneOrder:
+class Positions:
+    """Steps, epochs and positions of a run, and the keys of the random numbers that belong to a position."""
+
+    def __init__(self, *, seed: int, global_batch: int, num_samples: int) -> None:
+        """Raises BadInput if there are fewer samples than one global batch."""
+        self.seed = seed
+        self.global_batch = global_batch
+        self.num_samples = num_samples
+        self.steps_per_epoch = num_samples // global_batch
+        if self.steps_per_epoch == 0:
+            raise BadInput(
+                f"the data hold {num_samples} samples, fewer than one global batch of {global_batch}: "
+                "lower the global batch or bring more data"
+            )
+
+    def locate(self, step: int) -> tuple[int, int]:
+        """The epoch and the first position within it of a global step (counted from 0 over the whole run)."""
+        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
+        return epoch, step_in_epoch * self.global_batch
+
+    def augmentation_key(self, epoch: int, position: int) -> int:
+        """Key of the random numbers that augment the sample at a position."""
+        return derive_key(self.seed, _AUGMENT, epoch, position)
+
+    def mask_keys(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Keys of the masking noise of the samples at these positions, non-negative int64 [len(positions)]."""
+        keys = derive_keys(derive_key(self.seed, _MASK, epoch), positions)
+        return (keys >> np.uint64(1)).astype(np.int64)
+
+
+class LaneOrder(Positions):
     """The order of samples in a run.
 
     `shard_lengths` are the samples per shard; sample ids count through the shards as the index lists them.
@@ -33,17 +63,9 @@ class LaneOrder:
     def __init__(
         self, shard_lengths: NDArray[np.int64], *, seed: int, global_batch: int, lanes: int | None, window: int
     ) -> None:
-        self.seed = seed
-        self.global_batch = global_batch
+        super().__init__(seed=seed, global_batch=global_batch, num_samples=int(shard_lengths.sum()))
         self.window = window
         self.lanes = default_lanes(global_batch) if lanes is None else lanes
-        self.num_samples = int(shard_lengths.sum())
-        self.steps_per_epoch = self.num_samples // global_batch
-        if self.steps_per_epoch == 0:
-            raise BadInput(
-                f"the data hold {self.num_samples} samples, fewer than one global batch of {global_batch}: "
-                "lower the global batch or bring more data"
-            )
         if global_batch % self.lanes:
             good = nearest_lanes(global_batch, 1, self.lanes)
             raise BadInput(f"data.lanes = {self.lanes} does not divide the global batch of {global_batch}: try {good}")
@@ -59,11 +81,6 @@ class LaneOrder:
                 f"data.lanes = {self.lanes} is not a multiple of the world size {world_size}: "
                 f"start a new run with data.lanes={good}"
             )
-
-    def locate(self, step: int) -> tuple[int, int]:
-        """The epoch and the first position within it of a global step (counted from 0 over the whole run)."""
-        epoch, step_in_epoch = divmod(step, self.steps_per_epoch)
-        return epoch, step_in_epoch * self.global_batch
 
     def place(self, position: int) -> tuple[int, int, int]:
         """Lane, block within the lane, and place within the block, of a position in an epoch."""
@@ -85,15 +102,6 @@ class LaneOrder:
         """The id of the sample at a position of an epoch, 0 <= position < steps_per_epoch · global_batch."""
         lane, block, place = self.place(position)
         return int(self.block(epoch, lane, block)[place])
-
-    def augmentation_key(self, epoch: int, position: int) -> int:
-        """Key of the random numbers that augment the sample at a position."""
-        return derive_key(self.seed, _AUGMENT, epoch, position)
-
-    def mask_keys(self, epoch: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Keys of the masking noise of the samples at these positions, non-negative int64 [len(positions)]."""
-        keys = derive_keys(derive_key(self.seed, _MASK, epoch), positions)
-        return (keys >> np.uint64(1)).astype(np.int64)
 
     def _stagger(self, lane: int) -> int:
         """How much shorter a lane's first block is, so that the lanes refill in turn and not all in one step."""

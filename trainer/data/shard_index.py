@@ -8,29 +8,35 @@ For a split called `train`:
   sequential read;
 - `_info.json` for timm and `sizes.json` for open_clip, which other splits in the directory share.
 
-NumPy and the standard library only: the command-line tools import this without waiting for torch."""
+The index may lie behind a URL, and so may shards of a local index. NumPy and the standard library only: the
+command-line tools import this without waiting for torch."""
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.errors import ShardError
+from trainer.data.read_ahead import read_ahead
+from trainer.data.storage import Storage
+from trainer.data.urls import join_url, local_path, redact, scheme_of
 from trainer.errors import BadInput
 from trainer.files import replace_file
 
 _KIND = "wids-shard-index-v1"
+_PARALLEL_CHECKS = 32  # shards whose size is asked for at the same time
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One tar of the index; `path` is relative to the index, or absolute."""
+    """One tar of the index; `path` is relative to the index, absolute, or a URL."""
 
     path: str
     num_samples: int
@@ -40,34 +46,69 @@ class Shard:
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """Shards of one split. Cheap to send to another process: the offsets stay on disk until someone asks for them."""
+    """Shards of one split. Cheap to send to another process: the offsets stay on disk until someone asks for them.
+
+    `file` is the index on this machine; of one behind a URL, `url` says where, and `file` is a copy that lives as long
+    as the object that fetched it."""
 
     file: Path
     shards: tuple[Shard, ...]
     classes: tuple[str, ...] | None
     left_out: dict[str, str]  # source files that were no usable images, with the reason
+    url: str | None = None
+    _fetched: "TemporaryDirectory[str] | None" = field(default=None, compare=False, repr=False)
 
     @classmethod
-    def open(cls, path: str | Path, split: str = "train") -> "ShardIndex":
-        """The index at `path` (a directory that holds `{split}.json`, or such a file itself).
+    def open(
+        cls,
+        path: str | Path,
+        split: str = "train",
+        *,
+        storage: Storage | None = None,
+        check_remote_shards: bool = True,
+    ) -> "ShardIndex":
+        """The index at `path` (a directory that holds `{split}.json`, or such a file itself; a path or a URL).
 
-        Looks at every shard's size, which takes milliseconds, and reads none. Raises BadInput naming the first file
+        Asks for every shard's size, which takes milliseconds on a disk and a request for each shard behind a URL
+        (`check_remote_shards`: one process of a job is enough), and reads none. Raises BadInput naming the first file
         that is missing or is not what the index says."""
-        file = Path(path)
-        if file.is_dir():
-            file = file / f"{split}.json"
-        if not file.is_file():
-            raise BadInput(
-                f"no shard index at {file}: give the directory that `python -m data_tools` wrote, or its {split}.json"
-            )
-        index = cls(file, *_parse(file))
-        index._check_shards()
+        storage = storage or Storage()
+        index = cls.read(path, split, storage)
+        index._check_shards(storage, check_remote_shards)
         index._check_offsets()
         return index
+
+    @classmethod
+    def read(cls, path: str | Path, split: str, storage: Storage) -> "ShardIndex":
+        """`open` without the look at the shards and at the byte ranges, for those who report what is wrong there."""
+        if scheme_of(str(path)) is None:
+            file = local_path(path)
+            try:
+                if file.is_dir():
+                    file = file / f"{split}.json"
+                found = file.is_file()
+            except OSError as error:  # a folder that may not be entered
+                raise BadInput(f"{file} cannot be read ({error.strerror}): mend that, or give other shards") from None
+            if not found:
+                raise BadInput(
+                    f"no shard index at {file}: give the folder that `python -m data_tools` wrote, or its {split}.json"
+                )
+            return cls(file, *_parse(file, str(file)))
+        url = str(path)
+        if not url.partition("?")[0].endswith(".json"):
+            url = join_url(url, f"{split}.json")
+        fetched = _fetch(url, storage)
+        file = Path(fetched.name) / _base_name(url)
+        return cls(file, *_parse(file, redact(url)), url, fetched)
 
     @property
     def split(self) -> str:
         return self.file.stem
+
+    @property
+    def name(self) -> str:
+        """The index for messages: its path, or its URL without secrets."""
+        return str(self.file) if self.url is None else redact(self.url)
 
     @property
     def num_samples(self) -> int:
@@ -85,7 +126,9 @@ class ShardIndex:
         try:
             return np.load(file, mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise BadInput(f"cannot read the byte ranges in {file} ({error}): write the index anew") from error
+            raise BadInput(
+                f"cannot read {file.name}, the byte ranges of {self.name} ({error}): write the index anew"
+            ) from error
 
     @cached_property
     def content_hash(self) -> str:
@@ -99,35 +142,59 @@ class ShardIndex:
         return shard, sample - int(self._shard_ends[shard] - self.shard_lengths[shard])
 
     def shard_path(self, shard: int) -> Path:
+        """Where a shard of an index on this machine lies."""
         return self.file.parent / self.shards[shard].path
+
+    def shard_location(self, shard: int) -> str:
+        """Path or URL of a shard, for `Storage`."""
+        path = self.shards[shard].path
+        if self.url is None:
+            return path if scheme_of(path) else str(self.shard_path(shard))
+        return path if scheme_of(path) or path.startswith("/") else join_url(_folder(self.url), path)
 
     @cached_property
     def _shard_ends(self) -> NDArray[np.int64]:
         return np.cumsum(self.shard_lengths)
 
-    def _check_shards(self) -> None:
-        for number, shard in enumerate(self.shards):
-            path = self.shard_path(number)
+    def _check_shards(self, storage: Storage, check_remote: bool) -> None:
+        locations = [self.shard_location(number) for number in range(len(self.shards))]
+        checked = [n for n, location in enumerate(locations) if check_remote or scheme_of(location) is None]
+        found = read_ahead(storage.facts, (locations[number] for number in checked), _PARALLEL_CHECKS)
+        for number in checked:
             try:
-                size = os.stat(path).st_size
-            except OSError as error:
-                raise BadInput(f"shard {path} of {self.file} cannot be read: {error.strerror}") from error
-            if size != shard.num_bytes:
+                size = next(found).size
+            except ShardError as error:
                 raise BadInput(
-                    f"shard {path} has {size} bytes where {self.file.name} says {shard.num_bytes}: "
-                    "copy it again, or write the index anew"
+                    f"shard {error}; {self.name} lists it: bring it back, or write the index anew"
+                ) from error
+            if size not in (self.shards[number].num_bytes, None):
+                raise BadInput(
+                    f"shard {redact(locations[number])} has {size} bytes where {self.file.name} says "
+                    f"{self.shards[number].num_bytes}: copy it again, or write the index anew"
                 )
 
     def _check_offsets(self) -> None:
         offsets = self.offsets
         if offsets.shape != (self.num_samples, 2) or offsets.dtype != np.int64:
             raise BadInput(
-                f"{offsets_file(self.file)} holds {offsets.dtype} {list(offsets.shape)} where {self.file.name} wants "
-                f"int64 [{self.num_samples}, 2]: they belong to different shards; write the index anew"
+                f"{offsets_file(self.file).name} of {self.name} holds {offsets.dtype} {list(offsets.shape)} where "
+                f"{self.file.name} wants int64 [{self.num_samples}, 2]: they belong to different shards; write the "
+                "index anew"
+            )
+        sizes = np.repeat([shard.num_bytes for shard in self.shards], self.shard_lengths)
+        outside = (offsets[:, 0] < 0) | (offsets[:, 0] >= offsets[:, 1]) | (offsets[:, 1] > sizes)
+        if outside.any():
+            sample = int(np.argmax(outside))
+            shard, _ = self.locate(sample)
+            raise BadInput(
+                f"{offsets_file(self.file).name} of {self.name} places sample {sample} at bytes "
+                f"{offsets[sample, 0]}-{offsets[sample, 1]} of {self.shards[shard].path}, which has "
+                f"{self.shards[shard].num_bytes}: write the index anew"
             )
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"file": self.file, "shards": self.shards, "classes": self.classes, "left_out": self.left_out}
+        kept = ("file", "shards", "classes", "left_out", "url")
+        return {name: getattr(self, name) for name in kept} | {"_fetched": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -170,7 +237,31 @@ def write_index(
     return ShardIndex.open(file)
 
 
-def _parse(file: Path) -> tuple[tuple[Shard, ...], tuple[str, ...] | None, dict[str, str]]:
+def _fetch(url: str, storage: Storage) -> "TemporaryDirectory[str]":
+    """A temporary directory with copies of an index and its byte ranges, which goes when the object does."""
+    try:
+        contents = {_base_name(url): storage.read_file(url)}
+        offsets = f"{Path(_base_name(url)).stem}.offsets.npy"
+        contents[offsets] = storage.read_file(join_url(_folder(url), offsets))
+    except ShardError as error:
+        raise BadInput(f"no shard index: {error}; give the URL of a folder that holds one, or of its .json") from error
+    folder = TemporaryDirectory(prefix="shard-index-")
+    for name, content in contents.items():
+        (Path(folder.name) / name).write_bytes(content)
+    return folder
+
+
+def _folder(url: str) -> str:
+    """The URL of the folder that a file lies in; a query stays."""
+    path, question, query = url.partition("?")
+    return path.rpartition("/")[0] + question + query
+
+
+def _base_name(url: str) -> str:
+    return url.partition("?")[0].rpartition("/")[2]
+
+
+def _parse(file: Path, name: str) -> tuple[tuple[Shard, ...], tuple[str, ...] | None, dict[str, str]]:
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         shards = tuple(
@@ -180,11 +271,11 @@ def _parse(file: Path) -> tuple[tuple[Shard, ...], tuple[str, ...] | None, dict[
         classes = tuple(index["classes"]) if "classes" in index else None
         left_out = dict(index.get("left_out", {}))
     except (OSError, ValueError, TypeError) as error:
-        raise BadInput(f"{file} is not a shard index ({error}): write it anew") from error
+        raise BadInput(f"{name} is not a shard index ({error}): write it anew") from error
     except KeyError as error:
-        raise BadInput(f"{file} lacks {error}, which the reader needs: write the index anew") from error
+        raise BadInput(f"{name} lacks {error}, which the reader needs: write the index anew") from error
     if not shards:
-        raise BadInput(f"{file} lists no shards: write the index anew")
+        raise BadInput(f"{name} lists no shards: write the index anew")
     return shards, classes, left_out
 
 

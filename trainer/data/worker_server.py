@@ -6,7 +6,9 @@ whose end it notices by itself, and hands on to the workers that Ctrl-C and SIGU
 
 import signal
 
-import trainer.data.workers  # noqa: F401 - imported once here, it is there in every worker at once
+# Imported once here, they are there in every worker at once.
+import trainer.data.lane_shares
+import trainer.data.workers  # noqa: F401
 
 for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
     signal.signal(_number, signal.SIG_IGN)
