@@ -10,8 +10,9 @@ import torch
 from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
 from trainer.data.evaluation import centre_view
+from trainer.data.pipe import PipeSource
 from trainer.data.reader import parse_sample, read_samples
-from trainer.data.shard_index import ShardIndex
+from trainer.data.source import DataSource
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
 from trainer.plan import RunPlan
@@ -39,13 +40,16 @@ def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Path:
     return path
 
 
-def centre_crops(index: ShardIndex, count: int, size: int) -> torch.Tensor:
+def centre_crops(source: DataSource, count: int, size: int) -> torch.Tensor:
     """A few samples, always the same: uint8 [at most count, 3, size, size].
 
-    From candidates all over the shards, different classes first, and within them those with the most bytes: a flat sky
-    compresses well and shows nothing."""
-    candidates = np.unique(np.linspace(0, index.num_samples - 1, 8 * count).astype(np.int64))
-    samples = [parse_sample(raw) for raw in read_samples(index, candidates)]
+    From candidates all over the shards (of a pipe: its first), different classes first, and within them those with the
+    most bytes: a flat sky compresses well and shows nothing."""
+    if isinstance(source, PipeSource):
+        samples = source.first_samples(8 * count)
+    else:
+        candidates = np.unique(np.linspace(0, source.num_samples - 1, 8 * count).astype(np.int64))
+        samples = [parse_sample(raw) for raw in read_samples(source, candidates)]
     samples.sort(key=lambda sample: len(sample.image), reverse=True)
     seen: Counter[int] = Counter()
     turn = []
@@ -53,4 +57,4 @@ def centre_crops(index: ShardIndex, count: int, size: int) -> torch.Tensor:
         turn.append(seen[sample.label])
         seen[sample.label] += 1
     chosen = sorted(range(len(samples)), key=turn.__getitem__)[:count]
-    return torch.stack([centre_view(samples[i].image, samples[i].where, size) for i in chosen])
+    return torch.stack([centre_view(samples[i], size) for i in chosen])

@@ -3,9 +3,9 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from trainer.data.order import LaneOrder
-from trainer.data.shard_index import ShardIndex
+from trainer.data.source import DataSource, open_source, positions_of
 from trainer.engine.ds_config import ResolvedDsConfig, resolve_ds_config
 from trainer.errors import BadInput
 from trainer.freezing.schedule import FreezeSchedule
@@ -17,7 +17,7 @@ from trainer.recipe import Recipe
 class RunPlan:
     recipe: Recipe
     ds: ResolvedDsConfig
-    index: ShardIndex
+    index: DataSource
     schedule: FreezeSchedule
     steps_per_epoch: int
     total_steps: int
@@ -41,15 +41,11 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
         precision=train.precision,
         clip_grad=recipe.optimizer.clip_grad,
     )
-    if recipe.data.path is None:
-        raise BadInput("no data: give --data SHARDS, or data.path in the recipe")
-    index = ShardIndex.open(recipe.data.path)
-    data = recipe.data
-    order = LaneOrder(
-        index.shard_lengths, seed=train.seed, global_batch=train.global_batch, lanes=data.lanes, window=data.window
+    index = open_source(recipe.data, ranks.rank)
+    positions = positions_of(
+        index, recipe.data, seed=train.seed, global_batch=train.global_batch, world_size=ranks.world_size
     )
-    order.require_ranks(ranks.world_size)
-    steps_per_epoch = order.steps_per_epoch
+    steps_per_epoch = positions.steps_per_epoch
     total_steps = max(1, round(train.epochs * steps_per_epoch))
     try:
         schedule = FreezeSchedule(
@@ -68,11 +64,22 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
 def read_ds_config(path: Path) -> dict:
     """DeepSpeed's JSON. Raises `BadInput` naming the file and the line."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_each_key_once)
     except json.JSONDecodeError as error:
         raise BadInput(f"--ds_config {path}, line {error.lineno}: not valid JSON ({error.msg})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"--ds_config {path}: cannot be read ({error})") from None
+    except ValueError as error:  # a key given twice, or bytes that are no text
+        raise BadInput(f"--ds_config {path}: {error}; mend the file") from None
+    except OSError as error:
+        raise BadInput(f"--ds_config {path}: cannot be read ({error.strerror}): give one of ds_configs/") from None
     if not isinstance(content, dict):
         raise BadInput(f"--ds_config {path}: must be a JSON object")
     return content
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSON lets a key come twice and takes the last; of two that contradict each other neither is safe to take."""
+    keys = [key for key, _ in pairs]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise ValueError(f"{key} is given twice")
+    return dict(pairs)

@@ -1,19 +1,25 @@
 """What happens once, between a checked plan and the first step: process group, checkpoint choice, run directory."""
 
+import copy
 import json
 import os
 import platform
 import sys
 import time
 import warnings
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from deepspeed import DeepSpeedConfig
 from deepspeed.accelerator import get_accelerator
+from pydantic import ValidationError
 
+from trainer.checkpoint.find import checkpoint_candidates, first_whole, verify_together
 from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, read_manifest, step_of
-from trainer.checkpoint.reader import Checkpoint, find_checkpoint
+from trainer.checkpoint.reader import Checkpoint
+from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
 from trainer.files import write_text
@@ -21,27 +27,45 @@ from trainer.plan import RunPlan
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_recipe
 from trainer.tracking.console import Console
+from trainer.watchdog import keep_flight_recorder
 
 # What may change between a checkpoint and the run that continues it: the images, masks, rates and freezes of every step
 # stay the same. (Another precision or micro-batch rounds differently.)
 FREE_TO_CHANGE = {
     "train.micro_batch",
     "train.precision",
+    "train.stop_after",
+    "train.max_bad_steps",
+    "train.hang_timeout",
     "data.path",
     "data.workers",
     "data.prefetch",
+    "data.read_ahead",
+    "data.retries",
+    "data.timeout",
+    "data.on_bad_sample",
     "checkpoint.every_steps",
     "checkpoint.every_epochs",
     "checkpoint.keep_last",
+    "checkpoint.keep_every",
+    "checkpoint.on_error",
     "tracking.log_every",
     "tracking.tensorboard",
     "tracking.pictures",
     "tracking.picture_images",
 }
 
+DEEPSPEED_SECTIONS = {
+    "DeepSpeedZeroConfig": "zero_optimization",
+    "DeepSpeedBF16Config": "bf16",
+    "DeepSpeedFP16Config": "fp16",
+    "CommsLoggerConfig": "comms_logger",
+}
+"""The classes that DeepSpeed checks sections with → the sections' names in the JSON."""
 
-def start_process_group(ranks: Ranks) -> torch.device:
-    """Join the other ranks (NCCL on GPUs, gloo on CPUs) and return this rank's device."""
+
+def start_process_group(ranks: Ranks, timeout: timedelta) -> torch.device:
+    """Join the other ranks (NCCL on GPUs, gloo on CPUs) and return this rank's device. `timeout`: of collectives."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # DeepSpeed's calls, not ours
     export_ranks(ranks)
     accelerator = get_accelerator()
@@ -53,7 +77,8 @@ def start_process_group(ranks: Ranks) -> torch.device:
     else:
         accelerator.set_device(ranks.local_rank)
         device = torch.device(accelerator.device_name(ranks.local_rank))
-    join_process_group()
+    keep_flight_recorder()
+    join_process_group(timeout=timeout)
     return device
 
 
@@ -62,17 +87,19 @@ def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
 
     Raises `BadInput` if it is not of this recipe and these shards."""
 
-    def on_rank_zero() -> Path | None:
-        path = find_checkpoint(plan.checkpoints, resume, warn=Console(0).say)
-        if path is not None:
-            manifest = read_manifest(path)
-            _refuse_another_run(plan, manifest, path)
-            _set_aside_beyond(plan, manifest.step)
-        return path
+    def accept(path: Path) -> None:
+        manifest = read_manifest(path)
+        _refuse_another_run(plan, manifest, path)
+        _set_aside_beyond(plan, manifest.step)
 
+    say = Console(plan.ranks.rank).say
+    candidates = from_rank_zero(lambda: checkpoint_candidates(plan.checkpoints, resume))
+    path = first_whole(candidates, resume, say, lambda directory: verify_together(directory, say))
+    if path is None:
+        return None
+    from_rank_zero(lambda: accept(path))
     try:
-        path = from_rank_zero(on_rank_zero)
-        return None if path is None else Checkpoint(path)
+        return Checkpoint(path)
     except DamagedCheckpoint as error:
         raise BadInput(str(error)) from None
 
@@ -97,11 +124,17 @@ def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
                 "--output"
             )
     if manifest.index_hash != plan.index.content_hash:
-        raise BadInput(f"resuming from {path}: {plan.recipe.data.path} holds other shards than it was trained on")
+        raise BadInput(
+            f"resuming from {path}: {plan.index.name} holds other shards than it was trained on; give those, or "
+            "start anew in another --output"
+        )
 
 
 def write_run_files(plan: RunPlan) -> None:
-    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved."""
+    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved.
+
+    Raises `BadInput` where DeepSpeed refuses the ds_config, before anything is written, and where nothing can be."""
+    _require_deepspeed_accepts(plan.ds.config)
     try:
         for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
             directory.mkdir(parents=True, exist_ok=True)
@@ -109,14 +142,32 @@ def write_run_files(plan: RunPlan) -> None:
         write_text(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
         write_text(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
     except OSError as error:
-        raise BadInput(f"--output {plan.output}: cannot be written ({error})") from None
+        raise BadInput(
+            f"--output {plan.output}: cannot be written ({error.strerror}): choose another, or mend that"
+        ) from None
+
+
+def _require_deepspeed_accepts(config: dict) -> None:
+    """The check that `deepspeed.initialize` makes too, but in its own words and only once the model is there.
+
+    Raises `BadInput` naming the key."""
+    try:
+        DeepSpeedConfig(copy.deepcopy(config))
+    except ValidationError as error:
+        first = error.errors()[0]
+        section = DEEPSPEED_SECTIONS.get(error.title, error.title)
+        key = ".".join(map(str, (section, *first["loc"])))
+        message = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']} (given: {first['input']!r})"
+        raise BadInput(f"ds_config: {key}: {message}; mend or remove it") from None
+    except Exception as error:  # DeepSpeed has no class of its own for the others
+        raise BadInput(f"ds_config: DeepSpeed refuses it ({str(error).splitlines()[0]}): mend that key") from None
 
 
 def _environment(plan: RunPlan) -> dict:
-    """Enough to tell two runs apart. No environment variables: they may hold secrets."""
+    """Enough to tell two runs apart. No environment variables: they may hold secrets, as URLs may."""
     accelerator = get_accelerator()
     return {
-        "command": sys.argv,
+        "command": [redact(word) for word in sys.argv],
         "python": platform.python_version(),
         "packages": {name: version(name) for name in ("torch", "deepspeed", "timm", "webdataset", "safetensors")},
         "platform": platform.platform(),
@@ -124,5 +175,5 @@ def _environment(plan: RunPlan) -> dict:
         "device": torch.cuda.get_device_name() if accelerator.device_name() == "cuda" else platform.processor(),
         "cpu_threads": torch.get_num_threads(),
         "world_size": plan.ranks.world_size,
-        "shards": {"path": plan.recipe.data.path, "samples": plan.index.num_samples, "hash": plan.index.content_hash},
+        "shards": {"path": plan.index.name, "samples": plan.index.num_samples, "hash": plan.index.content_hash},
     }

@@ -3,21 +3,34 @@
 import hashlib
 import json
 import re
+import stat
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter, ValidationError
+
+from trainer.checkpoint.state_file import sha256
 from trainer.errors import BadInput
 from trainer.files import write_text
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 LATEST = "latest"
+OWN_CHECKSUM = "manifest_sha256"
 _DIRECTORY = re.compile(r"step_(\d{8,})")
+_RANK_FILE = re.compile(r"rank_\d{5,}\.safetensors")
 
 
 class DamagedCheckpoint(RuntimeError):
     """A checkpoint directory that is not whole; the message names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    bytes: int
+    sha256: str
 
 
 @dataclass(frozen=True)
@@ -33,8 +46,11 @@ class Manifest:
     index_hash: str  # of the shards that it was trained on
     engine: dict[str, Any]  # step counts and loss scale (FreezingEngine.resume_state)
     shapes: dict[str, list[int]]  # parameter name → shape, all parameters, frozen ones too
-    files: dict[str, dict[str, Any]]  # file name → {bytes, sha256}
+    files: dict[str, FileRecord]  # rank_00000.safetensors, … → size and checksum
     format_version: int = FORMAT_VERSION
+
+
+_SCHEMA = TypeAdapter(Manifest)
 
 
 def directory_name(step: int) -> str:
@@ -52,22 +68,36 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
-    write_text(directory / MANIFEST, json.dumps(asdict(manifest), indent=1))
+    content = json.loads(json.dumps(asdict(manifest)))  # as it will be read: keys are strings, tuples are lists
+    write_text(directory / MANIFEST, json.dumps(content | {OWN_CHECKSUM: manifest_digest(content)}, indent=1))
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises `DamagedCheckpoint` when it is missing or unreadable, `BadInput` when it is of another format version."""
+    """Raises `DamagedCheckpoint` when it is missing, unreadable or not what was written; `BadInput` when it is of
+    another format version."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text())
         version = content["format_version"]
-        if version != FORMAT_VERSION:
-            raise BadInput(f"{path}: format version {version}, this program reads {FORMAT_VERSION}: use the newer one")
-        return Manifest(**content)
+        if isinstance(version, int) and version != FORMAT_VERSION:
+            which = "newer" if version > FORMAT_VERSION else "older"
+            raise BadInput(
+                f"{path}: format version {version}, this program reads {FORMAT_VERSION}: use the {which} program"
+            )
+        if content.get(OWN_CHECKSUM) != manifest_digest(content):
+            raise DamagedCheckpoint(f"{path}: its checksum does not fit its content")
+        manifest = _SCHEMA.validate_python(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DamagedCheckpoint(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedCheckpoint(f"{path}: {type(error).__name__}: {error}") from None
+    strange = [name for name in manifest.files if not _RANK_FILE.fullmatch(name)]
+    if strange:  # a path out of the directory, for instance
+        raise DamagedCheckpoint(f"{path}: {strange[0]!r} is no name of a rank's file")
+    return manifest
 
 
 def verify(directory: Path) -> Manifest:
@@ -75,18 +105,34 @@ def verify(directory: Path) -> Manifest:
 
     Reads the whole checkpoint once. Raises `DamagedCheckpoint`, and `BadInput` as `read_manifest` does."""
     manifest = read_manifest(directory)
-    for name, expected in manifest.files.items():
-        path = directory / name
-        if not path.is_file():
-            raise DamagedCheckpoint(f"{path}: missing")
-        size = path.stat().st_size
-        if size != expected["bytes"]:
-            raise DamagedCheckpoint(f"{path}: {size} bytes, the manifest says {expected['bytes']}")
-        if sha256(path) != expected["sha256"]:
-            raise DamagedCheckpoint(f"{path}: sha256 differs from the manifest's")
+    for name in manifest.files:
+        verify_file(directory, name, manifest.files[name])
     return manifest
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def verify_file(
+    directory: Path, name: str, expected: FileRecord, progress: Callable[[int], None] = lambda bytes_read: None
+) -> None:
+    """Check one rank's file. Raises `DamagedCheckpoint`."""
+    path = directory / name
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):  # a link out of the directory, or a device that never ends
+            raise DamagedCheckpoint(f"{path}: not a regular file")
+        size = status.st_size
+        if size != expected.bytes:
+            raise DamagedCheckpoint(f"{path}: {size} bytes, the manifest says {expected.bytes}")
+        if sha256(path, progress) != expected.sha256:
+            raise DamagedCheckpoint(f"{path}: sha256 differs from the manifest's")
+    except FileNotFoundError:
+        raise DamagedCheckpoint(f"{path}: missing") from None
+    except OSError as error:
+        raise DamagedCheckpoint(f"{path}: {error.strerror}") from None
+
+
+def manifest_digest(content: dict[str, Any]) -> str:
+    """sha256 of a manifest's content, its own checksum left out: a flipped byte must not pass for another recipe.
+
+    Of the JSON with sorted keys and no white space, whatever the layout of the file."""
+    signed = {key: value for key, value in content.items() if key != OWN_CHECKSUM}
+    return hashlib.sha256(json.dumps(signed, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""Loading: find the checkpoint to resume from and put it back, at any world size and any ZeRO stage.
+"""Loading: put a checkpoint back into a model and an engine, at any world size and any ZeRO stage.
 
 The order matters. First the full fp32 weights go into the model; then the engine is built over the units that still
 train, which casts and shards those weights as it always does; last, each rank overwrites its masters and moments with
@@ -8,70 +8,65 @@ stage-dependent, which `FreezingEngine.fragments` hides.
 
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
-from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, read_manifest, verify
-from trainer.checkpoint.writer import MASTER
-from trainer.engine.engine import FreezingEngine
-from trainer.engine.frozen import FrozenArchive
+from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest
+from trainer.checkpoint.state_file import MASTER, split_key
 from trainer.errors import BadInput
 
+if TYPE_CHECKING:  # exports and pictures read checkpoints without waiting for DeepSpeed's import
+    from trainer.engine.engine import FreezingEngine
+    from trainer.engine.frozen import FrozenArchive
 
-def find_checkpoint(root: Path, resume: str, warn: Callable[[str], None]) -> Path | None:
-    """What `--resume auto|never|PATH` means for a run whose checkpoints are in `root`; None = start anew.
-
-    `auto` takes the newest whole checkpoint; damaged ones are named through `warn` and passed over.
-    Raises `BadInput` where `never` would overwrite checkpoints, and where there are checkpoints but none is whole: to
-    start anew then would throw a run away."""
-    present = list_checkpoints(root)
-    if resume == "never":
-        if present:
-            raise BadInput(f"--resume never: {root} already holds {present[0].name}; choose another --output")
-        return None
-    if resume != "auto":
-        return _chosen(Path(resume))
-    for directory in present:
-        try:
-            verify(directory)
-            return directory
-        except DamagedCheckpoint as error:
-            warn(f"passing over a damaged checkpoint: {error}")
-    if present:
-        raise BadInput(f"{root}: none of its {len(present)} checkpoints is whole; mend one, or choose another --output")
-    return None
-
-
-def _chosen(path: Path) -> Path:
-    """A checkpoint directory itself, or a run directory, whose newest checkpoint is meant."""
-    candidates = [path] if (path / "manifest.json").is_file() else list_checkpoints(path / "checkpoints")
-    if not candidates:
-        raise BadInput(f"--resume {path}: no checkpoint there (give a run directory or a step_… directory)")
-    try:
-        verify(candidates[0])
-    except DamagedCheckpoint as error:
-        raise BadInput(f"--resume: {error}") from None
-    return candidates[0]
+_Part = tuple[int, int, str, str]  # start, length, file name, key
 
 
 class Checkpoint:
     """An open checkpoint: its manifest, and any slice of any tensor in it."""
 
     def __init__(self, directory: Path):
+        """Raises `DamagedCheckpoint` if a file is no safetensors file, or if any element of a tensor is not there."""
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
-        self._files = {name: safe_open(directory / name, framework="pt") for name in self.manifest.files}
-        self._parts: dict[tuple[str, str], list[tuple[int, int, str, str]]] = defaultdict(list)
-        for file_name, file in self._files.items():
-            for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
-                kind, name, start = key.split(":")
-                length = file.get_slice(key).get_shape()[0]
-                self._parts[kind, name].append((int(start), length, file_name, key))
+        self._files = {}
+        self._parts: dict[tuple[str, str], list[_Part]] = defaultdict(list)
+        for file_name in self.manifest.files:
+            try:
+                self._files[file_name] = safe_open(directory / file_name, framework="pt")
+                for kind, name, part in self._parts_of(file_name):
+                    self._parts[kind, name].append(part)
+            except (SafetensorError, OSError, ValueError) as error:
+                raise DamagedCheckpoint(f"{directory / file_name}: {error}") from None
         for parts in self._parts.values():
             parts.sort()
+        self._require_all_elements()
+
+    def _parts_of(self, file_name: str) -> Iterator[tuple[str, str, _Part]]:
+        file = self._files[file_name]
+        for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
+            kind, name, start = split_key(key)
+            view = file.get_slice(key)
+            if len(view.get_shape()) != 1 or view.get_dtype() != "F32" or name not in self.manifest.shapes:
+                raise ValueError(f"{key} is no fp32 part of a parameter in the manifest")
+            yield kind, name, (start, view.get_shape()[0], file_name, key)
+
+    def _require_all_elements(self) -> None:
+        for key in [*self._parts, *((MASTER, name) for name in self.manifest.shapes)]:
+            kind, name = key
+            expected = 0
+            for start, length, _, _ in self._parts.get(key, []):
+                if start == expected:
+                    expected += length
+            if expected != self.numel(name):
+                raise DamagedCheckpoint(f"{self.directory}: {kind} of {name} lacks elements from {expected}")
+
+    def numel(self, name: str) -> int:
+        return int(torch.Size(self.manifest.shapes[name]).numel())
 
     def read(self, kind: str, name: str, start: int, length: int) -> torch.Tensor:
         """Elements [start, start + length) of a flattened tensor, fp32 on the host. `kind`: master, exp_avg, …"""
@@ -102,14 +97,14 @@ class Checkpoint:
             parameter.copy_(self.read(MASTER, name, 0, parameter.numel()).view_as(parameter))
 
     @torch.no_grad()
-    def load_engine(self, engine: FreezingEngine) -> None:
+    def load_engine(self, engine: "FreezingEngine") -> None:
         """Copy masters and moments into the fragments that this rank owns, and restore counts and loss scale."""
         engine.load_resume_state(self.manifest.engine)
         for fragment in engine.fragments(owned_only=False):
             for kind, values in {MASTER: fragment.master, **fragment.moments}.items():
                 values.copy_(self.read(kind, fragment.name, fragment.start, fragment.length))
 
-    def load_archive(self, archive: FrozenArchive, frozen: set[str], rank: int, world_size: int) -> None:
+    def load_archive(self, archive: "FrozenArchive", frozen: set[str], rank: int, world_size: int) -> None:
         """Give this rank its share of the frozen units' fp32 weights, for the checkpoints to come."""
-        sizes = [(name, int(torch.Size(self.manifest.shapes[name]).numel())) for name in sorted(frozen)]
+        sizes = [(name, self.numel(name)) for name in sorted(frozen)]
         archive.restore(sizes, lambda name, start, length: self.read(MASTER, name, start, length), rank, world_size)
