@@ -27,6 +27,18 @@ def test_overrides_win_over_the_file_and_take_yaml_values():
     assert recipe.data.path == "/a/b c"
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("3h50m", 13800), ("45m", 2700), ("90min", 5400), ("1d", 86400), ("1h 30s", 3630), ("600", 600), ("0.5", 0.5),
+     ("3:50:00", 13800), ("null", None)],
+)  # fmt: skip
+def test_durations_are_read_as_people_and_schedulers_write_them(text, seconds, tmp_path):
+    recipe = load_recipe("vit_base", [f"train.stop_after={text}"], SHIPPED)
+    assert recipe.train.stop_after == seconds
+    (tmp_path / "copy.yaml").write_text(dump_recipe(recipe))
+    assert load_recipe(str(tmp_path / "copy.yaml"), [], SHIPPED) == recipe
+
+
 def test_the_learning_rate_follows_the_linear_scaling_rule_unless_given():
     assert load_recipe("vit_base", [], SHIPPED).learning_rate == pytest.approx(2e-4 * 2048 / 256)
     assert load_recipe("vit_base", ["optimizer.lr=0.5"], SHIPPED).learning_rate == 0.5
@@ -46,6 +58,11 @@ def test_the_learning_rate_follows_the_linear_scaling_rule_unless_given():
         (["model.patch_size=15"], ["model", "15"]),
         (["freezing.t0=1.5"], ["freezing", "t0"]),
         (["checkpoint.keep_last=0"], ["checkpoint.keep_last"]),
+        (["train.stop_after=soon"], ["train.stop_after", "write a duration as 3h50m", "'soon'"]),
+        (["train.stop_after=''"], ["train.stop_after", "write a duration"]),
+        (["train.stop_after=0"], ["train.stop_after", "greater than 0"]),
+        (["train.hang_timeout=-5"], ["train.hang_timeout", "greater than or equal to 0"]),
+        (["train.max_bad_steps=0"], ["train.max_bad_steps", "greater than or equal to 1"]),
     ],
 )
 def test_a_bad_override_is_one_line_that_names_the_key(overrides, words):

@@ -15,6 +15,8 @@ from trainer.errors import BadInput
 
 T = TypeVar("T")
 
+_MEND = "use deepspeed, torchrun or srun"
+
 
 @dataclass(frozen=True)
 class Ranks:
@@ -38,18 +40,44 @@ def resolve_ranks(environment: Mapping[str, str]) -> Ranks:
         found = {key: int(environment[name]) for key, name in names.items()}
     except KeyError as error:
         given = ", ".join(name for name in names.values() if name in environment)
-        raise BadInput(
-            f"launcher environment: {given} set but not {error.args[0]}; use deepspeed or torchrun"
-        ) from None
+        raise BadInput(f"launcher environment: {given} set but not {error.args[0]}; {_MEND}") from None
     except ValueError as error:
-        raise BadInput(f"launcher environment: {', '.join(names.values())} must be integers ({error})") from None
+        together = ", ".join(names.values())
+        raise BadInput(f"launcher environment: {together} must be integers ({error}); {_MEND}") from None
     if not 0 <= found["rank"] < found["world_size"]:
-        raise BadInput(f"launcher environment: rank {found['rank']} is not below world size {found['world_size']}")
+        raise BadInput(
+            f"launcher environment: rank {found['rank']} is not below world size {found['world_size']}; {_MEND}"
+        )
+    _refuse_lonely_tasks(environment, found["world_size"])
     if found["world_size"] > 1:
-        for name in ("MASTER_ADDR", "MASTER_PORT"):
-            if name not in environment:
-                raise BadInput(f"launcher environment: {name} is not set; export it for all ranks before the launch")
-    return Ranks(**found, local_world_size=_local_world_size(environment, found["world_size"]))
+        _require_meeting_point(environment)
+    local_world_size = _local_world_size(environment, found["world_size"])
+    if not 0 <= found["local_rank"] < found["world_size"]:
+        raise BadInput(
+            f"launcher environment: local rank {found['local_rank']} is not below world size {found['world_size']}; "
+            f"{_MEND}"
+        )
+    return Ranks(**found, local_world_size=local_world_size)
+
+
+def _refuse_lonely_tasks(environment: Mapping[str, str], world_size: int) -> None:
+    """RANK and WORLD_SIZE exported by hand in a batch file reach every task of srun, and all would write one run."""
+    tasks = environment.get("SLURM_STEP_NUM_TASKS", "1")
+    started_by_launcher = "LOCAL_WORLD_SIZE" in environment or "LOCAL_SIZE" in environment  # torchrun, deepspeed
+    if tasks.isdigit() and world_size < int(tasks) and not started_by_launcher:
+        raise BadInput(
+            f"launcher environment: WORLD_SIZE is {world_size} but srun started {tasks} tasks; unset RANK, WORLD_SIZE "
+            "and LOCAL_RANK, and srun's own variables count"
+        )
+
+
+def _require_meeting_point(environment: Mapping[str, str]) -> None:
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        if not environment.get(name):
+            raise BadInput(f"launcher environment: {name} is not set; export it for all ranks before the launch")
+    port = environment["MASTER_PORT"]
+    if not (port.isdigit() and 0 < int(port) < 65536):
+        raise BadInput(f"launcher environment: MASTER_PORT is {port!r}; give a port from 1 to 65535")
 
 
 def export_ranks(ranks: Ranks) -> None:

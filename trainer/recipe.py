@@ -5,12 +5,13 @@ mistake into one line that names the key and the mend.
 """
 
 import difflib
+import re
 import typing
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
 
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
@@ -21,6 +22,22 @@ from trainer.model.config import ModelConfig
 from trainer.section import Section
 from trainer.tracking.config import TrackingConfig
 
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
+
+
+def _seconds(value: Any) -> Any:
+    """``3h50m`` → 13800; what is no text stays as it is."""
+    if not isinstance(value, str):
+        return value
+    parts = _DURATION.fullmatch(value.replace(" ", ""))
+    if not value or parts is None:
+        raise ValueError(f"write a duration as 3h50m, 45m, 1d or a number of seconds, not {value!r}")
+    return float(sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True)))
+
+
+Seconds = Annotated[float, BeforeValidator(_seconds)]
+"""A duration in seconds, which a recipe may also write as 1d, 3h50m, 45m or 30s."""
+
 
 class TrainConfig(Section):
     epochs: float = Field(1600, gt=0, description="length of the run in passes over the data")
@@ -30,6 +47,25 @@ class TrainConfig(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="empty = as the ds_config says")
     seed: int = Field(0, ge=0, description="of the initial weights, the order of the data, the crops and the masks")
+    stop_after: Seconds | None = Field(
+        None,
+        gt=0,
+        description="save and leave with exit code 75 so long after the process started (3h50m, 45m, seconds): before "
+        "a scheduler's limit, with room for one step and one save; empty = no limit",
+    )
+    max_bad_steps: int = Field(
+        10,
+        ge=1,
+        description="steps in a row with a loss or gradient that is not finite, each of which is skipped, before the "
+        "run ends with exit code 1 and leaves a report in RUN/inspection",
+    )
+    hang_timeout: Seconds = Field(
+        1800,
+        ge=0,
+        description="when a rank has stood still for so long (30m, seconds), all tell where each of them is, and end "
+        "with exit code 1; must be longer than any pause that is no hang, a save to slow storage for instance; "
+        "0 = never",
+    )
 
 
 class Recipe(Section):
@@ -62,13 +98,16 @@ def load_recipe(name: str, overrides: list[str], shipped: Path) -> Recipe:
     Raises `BadInput` for a missing file, bad YAML, an unknown key (with the nearest valid one) or a bad value."""
     path = _recipe_path(name, shipped)
     try:
-        tree = yaml.safe_load(path.read_text()) or {}
+        tree = _EachKeyOnce(path.read_text(encoding="utf-8")).get_single_data() or {}
     except yaml.YAMLError as error:
         where = getattr(error, "problem_mark", None)
         line = f", line {where.line + 1}" if where else ""
-        raise BadInput(f"recipe {path}{line}: not valid YAML ({getattr(error, 'problem', error)})") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"recipe {path}: cannot be read ({error})") from None
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"recipe {path}{line}: not valid YAML ({problem})") from None
+    except UnicodeDecodeError as error:
+        raise BadInput(f"recipe {path}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
+    except OSError as error:
+        raise BadInput(f"recipe {path}: cannot be read ({error.strerror}): give another file, or mend that") from None
     if not isinstance(tree, dict):
         raise BadInput(f"recipe {path}: must be a mapping of sections (model:, train:, …)")
     for override in overrides:
@@ -116,12 +155,22 @@ def differing_keys(then: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
     return {f"{s}.{k}": (a[s][k], b[s][k]) for s in a for k in a[s] if a[s][k] != b[s][k]}
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML lets a key come twice, and PyYAML takes the last: half a recipe would go unread."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        names = [key.value for key in keys]
+        for place, key in enumerate(keys):
+            if key.value in names[:place]:
+                problem = f"{key.value} is given twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _recipe_path(name: str, shipped: Path) -> Path:
     if name.endswith((".yaml", ".yml")) or "/" in name:
-        path = Path(name)
-        if not path.is_file():
-            raise BadInput(f"recipe {path}: no such file")
-        return path
+        return Path(name)
     names = sorted(file.stem for file in shipped.glob("*.yaml"))
     if name not in names:
         raise BadInput(f"recipe {name!r} is not shipped{_nearest(name, names)}; shipped: {', '.join(names)}")
@@ -136,11 +185,13 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     try:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError:
-        raise BadInput(f"override {override!r}: the value is not valid YAML") from None
+        raise BadInput(f"override {override!r}: the value is not valid YAML; close its brackets and quotes") from None
     if tree.get(section) is None:
         tree[section] = {}
     if not isinstance(tree[section], dict):
-        raise BadInput(f"override {override!r}: {section} is not a section in the recipe file")
+        raise BadInput(
+            f"override {override!r}: {section} is no section in the recipe file; write it there as a mapping of keys"
+        )
     tree[section][field] = parsed
 
 

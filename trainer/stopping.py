@@ -1,12 +1,15 @@
-"""When a run ends early: a signal on any rank, or a launcher that is gone. All ranks agree on the step.
+"""When a run ends early: a signal on any rank, a launcher that is gone, time that is up. All ranks agree on the step.
 
 A scheduler's SIGTERM reaches one rank sooner than another, or only the launcher: `deepspeed` dies of it at once and
-leaves its ranks behind. So each rank watches for signals and for its launchers, and once per step the ranks compare
-notes through a small collective on the host, started at one step and read at the next. The device is never waited for.
+leaves its ranks behind. So each rank watches for signals, for its launchers and for the clock, and once per step the
+ranks compare notes through a small collective on the host, started at one step and read at the next. The device is
+never waited for.
 """
 
 import os
 import signal
+import time
+from datetime import timedelta
 from typing import Any
 
 import psutil
@@ -15,13 +18,21 @@ import torch.distributed as dist
 
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+IMPATIENT_SECONDS = 1.0
+"""One Ctrl-C reaches a rank twice, from the terminal and from torchrun. A second one comes later than that."""
 
 
 class StopRequests:
-    def __init__(self) -> None:
+    def __init__(self, *, stop_after: float | None, timeout: timedelta) -> None:
+        """`stop_after`: seconds from the start of this process to a stop; None = no limit. `timeout` of the collective:
+        how far one rank may fall behind another. Collective."""
         self.reason: str | None = None  # this rank's own
-        self._launchers = [p for p in psutil.Process(os.getpid()).parents() if _is_launcher(p)]
-        self._group: Any = dist.new_group(backend="gloo")
+        process = psutil.Process(os.getpid())
+        self._launchers = [parent for parent in process.parents() if _is_launcher(parent)]
+        age = time.time() - process.create_time()
+        self._deadline = float("inf") if stop_after is None else time.monotonic() - age + stop_after
+        self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
+        self._interrupted = float("inf")  # when the first SIGINT came
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._under_way: dist.Work | None = None
         for number in SIGNALS:
@@ -44,14 +55,18 @@ class StopRequests:
         return bool(self._flag.item())
 
     def _wanted(self) -> int:
+        if self.reason is None and time.monotonic() > self._deadline:
+            self.reason = "train.stop_after"
         if self.reason is None and not all(launcher.is_running() for launcher in self._launchers):
             self.reason = "the launcher is gone"
         return int(self.reason is not None)
 
     def _on_signal(self, number: int, _frame: object) -> None:
         """Only takes note: anything more, printing included, may not be done inside a signal handler."""
-        if self.reason is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
+        if number == signal.SIGINT:
+            if time.monotonic() - self._interrupted > IMPATIENT_SECONDS:
+                raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
+            self._interrupted = min(self._interrupted, time.monotonic())
         self.reason = signal.Signals(number).name
 
 

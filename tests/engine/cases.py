@@ -33,13 +33,16 @@ class Setting:
     clip: float = 0.0
     accumulation: int = 1
     offload: bool = False
+    pieces: int = 1
+    """Micro-batch in pieces of `small_vit.batch`, 4 samples each."""
 
     def __str__(self) -> str:
         parts = [f"zero{self.stage}", self.precision, *(["offload"] if self.offload else [])]
-        return "-".join([*parts, f"clip{self.clip:g}", f"accumulation{self.accumulation}"])
+        parts += [f"clip{self.clip:g}", f"accumulation{self.accumulation}"]
+        return "-".join([*parts, *([f"micro{4 * self.pieces}"] if self.pieces > 1 else [])])
 
 
-def resolved_config(setting: Setting, micro_batch: int = 4, **zero: Any) -> ResolvedDsConfig:
+def resolved_config(setting: Setting, **zero: Any) -> ResolvedDsConfig:
     """The ds_config of a setting. Buckets are tiny so that a small model fills several."""
     zero_section: dict[str, Any] = {"stage": setting.stage, "reduce_bucket_size": 5000, "overlap_comm": False}
     if setting.stage == 3:
@@ -57,7 +60,7 @@ def resolved_config(setting: Setting, micro_batch: int = 4, **zero: Any) -> Reso
             "loss_scale_window": SCALE_WINDOW,
             "hysteresis": 1,
         }
-    world_size = dist.get_world_size()
+    world_size, micro_batch = dist.get_world_size(), 4 * setting.pieces
     return resolve_ds_config(
         raw,
         source="test",
@@ -92,12 +95,20 @@ def learning_rates(step: int, num_units: int, frozen_units: int) -> list[float |
     return [None if unit < frozen_units else peak * 0.8**unit for unit in range(num_units)]
 
 
+def micro_batch(engine: FreezingEngine, step: int, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """This rank's share of a step's global batch, which is the same for any ranks, micro-batch and accumulation."""
+    pieces = engine.resolved.micro_batch // 4
+    first = (micro_step * dist.get_world_size() + dist.get_rank()) * pieces
+    images, labels = zip(*(batch(step, piece) for piece in range(first, first + pieces)), strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
 def train_step(engine: FreezingEngine, step: int) -> list[float]:
     """One update with this rank's micro-batches; their losses."""
     engine.set_learning_rates(learning_rates(step, engine.model.num_units, engine.model.frozen_units))
     losses = []
     for micro_step in range(engine.resolved.accumulation):
-        loss = engine.forward(*batch(step, micro_step * dist.get_world_size() + dist.get_rank()))
+        loss = engine.forward(*micro_batch(engine, step, micro_step))
         engine.backward(loss)
         engine.step()
         losses.append(loss.item())

@@ -80,6 +80,11 @@ class Reference:
         self._apply(live, [gradient.float() for gradient in total], rates)
         return losses
 
+    def skip(self) -> None:
+        """A step whose gradient is not finite on some rank: only the loss scale hears of it."""
+        if self.loss_scale:
+            self.loss_scale.update(overflow=True)
+
     def _average(self, by_rank: list[list[torch.Tensor]]) -> list[torch.Tensor]:
         total = [gradient / self.world_size for gradient in by_rank[0]]
         for gradients in by_rank[1:]:

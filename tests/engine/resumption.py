@@ -11,7 +11,8 @@ import torch.distributed as dist
 from tests.engine.cases import FREEZES, STEPS, Setting, engine_for, new_model, train_step, weights
 from trainer.checkpoint.manifest import Manifest, list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
-from trainer.checkpoint.writer import MASTER, SaveFailed, save_checkpoint
+from trainer.checkpoint.state_file import MASTER
+from trainer.checkpoint.writer import SaveFailed, save_checkpoint
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
 
@@ -29,18 +30,18 @@ class Outcome:
 
 
 def train_and_save(setting: Setting, save_before: int, root: str) -> Outcome:
-    """Train all steps; save before step `save_before` and report what came after it."""
+    """Train all steps; save before step `save_before` and what freezes there, and report what came after it."""
     model, archive = new_model(), FrozenArchive()
     shapes = {name: list(parameter.shape) for name, parameter in model.named_parameters()}
     masters: Arrays = {}
     losses: list[float] = []
     with engine_for(model, setting) as engine:
         for step in range(STEPS):
-            if step in FREEZES:
-                _freeze(engine, archive, FREEZES[step], masters)
             if step == save_before:
                 save(engine, archive, setting, step, shapes, root)
                 masters_at_save = dict(masters)
+            if step in FREEZES:
+                _freeze(engine, archive, FREEZES[step], masters)
             done = train_step(engine, step)
             losses += done if step >= save_before else []
         return Outcome(losses, _numpy(weights(engine)), masters_at_save)

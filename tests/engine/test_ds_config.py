@@ -88,6 +88,12 @@ def test_precision_comes_from_config_and_recipe(raw: dict[str, Any], wanted: Any
     ("raw", "recipe", "words"),
     [
         ({"zero_optimisation": {"stage": 2}}, {}, ["zero_optimisation", "did you mean zero_optimization"]),
+        (
+            {"bf16": {"enabled": True, "check_grad_overflow": False}},
+            {},
+            ["remove bf16.check_grad_overflow", "not finite"],
+        ),
+        (zero(2, compute_grad_norm=False), {}, ["remove zero_optimization.compute_grad_norm", "not finite"]),
         ({"train_batch_size": 32}, {}, ["train_batch_size is 32", "global batch is 64"]),
         ({"train_micro_batch_size_per_gpu": 8}, {"micro_batch": 4}, ["is 8", "micro-batch is 4"]),
         ({"train_micro_batch_size_per_gpu": 8, "gradient_accumulation_steps": 3}, {}, ["64", "8 × 3 × 4"]),

@@ -12,7 +12,7 @@ from tests.engine.resumption import Outcome, coverage, resume, save_that_one_ran
 from tests.engine.trajectory import build_cpu_adam
 from trainer.checkpoint.manifest import list_checkpoints, verify
 from trainer.checkpoint.reader import Checkpoint
-from trainer.checkpoint.writer import MASTER
+from trainer.checkpoint.state_file import MASTER
 
 SETTINGS = [
     Setting(stage, precision, clip=0.5)

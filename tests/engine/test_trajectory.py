@@ -6,13 +6,28 @@ from tests.distributed import RankPool
 from tests.engine.cases import Setting
 from tests.engine.trajectory import MATRIX, OFFLOADED, build_cpu_adam, tolerance, trajectory
 
+FAST = {
+    *((stage, precision, 0.0, 1) for stage in (0, 2) for precision in ("fp32", "bf16", "fp16")),
+    *((stage, precision, 0.5, 2) for stage in (1, 3) for precision in ("fp32", "bf16", "fp16")),
+    (2, "bf16", 0.0, 2), (2, "bf16", 0.5, 1), (3, "bf16", 0.0, 2),
+}  # fmt: skip
+"""Every stage and precision once, and what most runs use more often; the rest of the matrix is slow only in sum."""
 
-@pytest.mark.parametrize("setting", MATRIX, ids=str)
+
+def rows(settings: list[Setting], fast: set[tuple]) -> list:
+    def marks(setting: Setting) -> list:
+        quick = (setting.stage, setting.precision, setting.clip, setting.accumulation) in fast
+        return [] if quick else [pytest.mark.slow]
+
+    return [pytest.param(setting, marks=marks(setting), id=str(setting)) for setting in settings]
+
+
+@pytest.mark.parametrize("setting", rows(MATRIX, FAST))
 def test_training_through_freezes_equals_plain_adamw(two_ranks: RankPool, setting: Setting) -> None:
     check(two_ranks, setting)
 
 
-@pytest.mark.parametrize("setting", OFFLOADED, ids=str)
+@pytest.mark.parametrize("setting", rows(OFFLOADED, {(2, "bf16", 0.5, 2), (3, "fp32", 0.0, 1)}))
 def test_offloaded_training_through_freezes_equals_plain_adamw(two_ranks: RankPool, setting: Setting) -> None:
     two_ranks.run(build_cpu_adam, timeout=500)
     check(two_ranks, setting)

@@ -89,9 +89,9 @@ def inner_optimizer(setting: Setting):
     return make
 
 
-def trajectory(setting: Setting) -> dict[str, Any]:
-    """Train through two freezes beside the reference and compare."""
-    reference = Reference(
+def new_reference(setting: Setting) -> Reference:
+    """Plain AdamW in one process, as the ranks together have to behave under this setting."""
+    return Reference(
         new_model(),
         setting.precision,
         dist.get_world_size(),
@@ -102,6 +102,11 @@ def trajectory(setting: Setting) -> dict[str, Any]:
         weight_decay=WEIGHT_DECAY,
         loss_scale=LossScale(INITIAL_SCALE, SCALE_WINDOW) if setting.precision == "fp16" else None,
     )
+
+
+def trajectory(setting: Setting) -> dict[str, Any]:
+    """Train through two freezes beside the reference and compare."""
+    reference = new_reference(setting)
     found = Trajectory()
     frozen_weights: dict[str, torch.Tensor] = {}
     with engine_for(new_model(), setting) as engine:

@@ -103,7 +103,7 @@ def test_a_run_goes_through_every_freeze_and_leaves_what_was_promised(reference)
     assert set(steps[0]) == {
         "event", "step", "epoch", "samples", "loss", "loss_stages", "lr", "frozen_units", "trainable_parameters",
         "images_per_second", "step_seconds", "data_wait_seconds", "mfu", "optimizer_bytes", "memory_bytes",
-        "loss_scale", "skipped_steps"}  # fmt: skip
+        "loss_scale", "skipped_steps", "bad_steps", "substituted_samples"}  # fmt: skip
     assert set(freezes[0]) == {
         "event", "step", "units", "stages_removed", "seconds", "optimizer_bytes_before", "optimizer_bytes_after",
         "trainable_parameters", "micro_batch"}  # fmt: skip
@@ -142,7 +142,7 @@ def test_a_run_killed_after_a_freeze_resumes_to_the_same_bits(reference, recipe,
         command("deepspeed", recipe, shards, run, *QUIET), env=environment(), cwd=REPOSITORY,
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
     first_freeze = next(e["step"] for e in read_metrics(reference[0]) if e["event"] == "freeze")
-    wait_for_step(process, run, first_freeze + 7)  # at least one checkpoint lies between the freeze and the kill
+    wait_for_step(process, run, first_freeze + 1, event="checkpoint")  # between the freeze and the kill
     kill_everything(process)
     assert read_metrics(run)[-1]["event"] != "end"
     done = launch("deepspeed", recipe, shards, run, *QUIET)
@@ -213,12 +213,12 @@ def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(reference
     assert losses(run).keys() == losses(reference[0]).keys()
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(recipe, shards, tmp_path):
+def test_weights_that_blew_up_do_not_push_out_good_checkpoints(recipe, shards, tmp_path):
     run = tmp_path / "run"
     done = launch("python", recipe, shards, run, *QUIET, "optimizer.lr=1e30", "tracking.log_every=20",
                   "checkpoint.every_steps=3", "optimizer.clip_grad=0")  # fmt: skip
     assert done.returncode == 1
-    assert "the loss is not finite at step" in done.stderr
+    assert "10 steps in a row" in done.stdout
     assert json.loads((run / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
     for directory in list_checkpoints(run / "checkpoints"):
         state = Checkpoint(directory)
@@ -286,14 +286,14 @@ def test_the_recipe_is_explained_without_a_run():
     assert "mask_ratio" in done.stdout
 
 
-def wait_for_step(process: subprocess.Popen, run: Path, step: int) -> None:
+def wait_for_step(process: subprocess.Popen, run: Path, step: int, event: str = "step") -> None:
     deadline = time.monotonic() + 180
     while time.monotonic() < deadline:
         assert process.poll() is None, "the run ended before it could be interrupted"
         metrics = run / "metrics.jsonl"
         if metrics.exists() and any(
-            event["event"] == "step" and event["step"] >= step
-            for event in map(json.loads, metrics.read_text().splitlines()[:-1])
+            line["event"] == event and line["step"] >= step
+            for line in map(json.loads, metrics.read_text().splitlines()[:-1])
         ):
             return
         time.sleep(0.01)

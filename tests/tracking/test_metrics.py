@@ -1,6 +1,10 @@
 """metrics.jsonl stays one consistent story across crashes and resumes."""
 
 import json
+import resource
+from contextlib import contextmanager
+
+import pytest
 
 from trainer.tracking.metrics import Metrics, read_metrics
 from trainer.tracking.summary import summarise
@@ -60,3 +64,29 @@ def test_the_summary_tells_each_freeze_and_both_step_times():
     assert "embedding, block 1" in text
     assert "before the first freeze 2.000 s, after the last 1.000 s (50%)" in text
     assert "1,000 → 400" in text
+
+
+@contextmanager
+def full_disk(size: int):
+    """No file may grow beyond `size` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's writer dies of it
+def test_a_full_disk_is_told_once_and_loses_no_event(tmp_path):
+    told: list[str] = []
+    metrics = Metrics(tmp_path, start_step=0, tensorboard=True, warn=told.append)
+    metrics.write("start", step=0)
+    with full_disk((tmp_path / "metrics.jsonl").stat().st_size + 20):  # the next line is cut in its middle
+        for step in range(1, 200):
+            metrics.write("step", step=step, loss=1.0, loss_stages=[1.0], lr=[0.1])
+    metrics.write("step", step=200, loss=1.0, loss_stages=[1.0], lr=[0.1])
+    metrics.close()
+    assert len(told) == 1
+    assert "metrics cannot be written" in told[0]
+    assert [e["step"] for e in read_metrics(tmp_path)] == list(range(201))

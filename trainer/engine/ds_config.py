@@ -157,6 +157,11 @@ def _refuse_untested(config: dict[str, Any], source: str) -> None:
         for key, value in _section(config, section_name, source).items():
             if value is True and (key == "auto_cast" or "master_weights" in key or "optimizer_states" in key):
                 raise BadInput(f"{source}: remove {section_name}.{key}: freezing is tested with fp32 optimizer states")
+    for section_name, key in (("bf16", "check_grad_overflow"), ("zero_optimization", "compute_grad_norm")):
+        if _section(config, section_name, source).get(key) is False:
+            raise BadInput(
+                f"{source}: remove {section_name}.{key}: without it DeepSpeed applies updates that are not finite"
+            )
 
 
 def _resolve_precision(config: dict[str, Any], source: str, wanted: Precision | None, stage: int) -> Precision:
@@ -187,6 +192,8 @@ def _resolve_precision(config: dict[str, Any], source: str, wanted: Precision | 
 def _offload_optimizer(config: dict[str, Any], source: str, stage: int) -> bool:
     zero = _section(config, "zero_optimization", source)
     offload = zero.get("offload_optimizer") or {}
+    if not isinstance(offload, dict):
+        raise BadInput(f'{source}: zero_optimization.offload_optimizer must be an object: {{"device": "cpu"}}')
     device = offload.get("device", "none")
     if device == "none":
         return False

@@ -64,21 +64,33 @@ class FreezingEngine:
             model=model, optimizer=_adamw(self._groups, optimizer, resolved), config=resolved.config
         )[0]
         self._backward_pending = False
+        self._bad_steps = self._bad_steps_in_a_row = 0
         internals.warn_if_untested(self._engine.global_rank)
         internals.undo_constructor_step(self._engine)
+        internals.raise_no_error_at_lowest_scale(self._engine)
 
     def forward(self, *inputs: Any) -> Any:
         """The model's forward, through DeepSpeed's hooks. The inputs must be on `device`."""
         return self._engine(*inputs)
 
     def backward(self, loss: torch.Tensor) -> None:
-        """Accumulate the gradient of a micro-batch's mean loss, divided by the number of accumulation steps."""
+        """Accumulate the gradient of a micro-batch's mean loss, divided by the number of accumulation steps.
+
+        A loss that is not finite gives a gradient of NaN, even where the chain rule would give a finite one."""
         self._backward_pending = True
-        self._engine.backward(loss)
+        finite = torch.where(loss.detach().isfinite(), 1.0, torch.nan)  # stays on the device; × 1 changes no bit
+        self._engine.backward(loss * finite)
 
     def step(self) -> None:
-        """End a micro-batch. At an accumulation boundary the weights are updated, unless fp16 gradients overflowed."""
-        self._engine.step()
+        """End a micro-batch. At an accumulation boundary the weights are updated.
+
+        If any rank's gradient has an inf or a NaN there, no rank updates anything: weights, moments and step counts
+        stay as they are, and the step is counted in `skipped_steps`. Unless that is fp16's search for a loss scale, it
+        counts in `bad_steps` as well."""
+        if self._engine.is_gradient_accumulation_boundary():
+            self._update()
+        else:
+            self._engine.step()
         self._backward_pending = False
 
     @property
@@ -103,8 +115,25 @@ class FreezingEngine:
 
     @property
     def skipped_steps(self) -> int:
-        """Updates that fp16 overflow has cancelled so far."""
+        """Updates cancelled so far because a gradient was not finite; fp16's search for a loss scale is among them."""
         return self._engine.skipped_steps
+
+    @property
+    def bad_steps(self) -> int:
+        """Updates cancelled so far that no lower loss scale could have saved: all under fp32 and bf16, and under fp16
+        those at the lowest scale or at a fixed one."""
+        return self._bad_steps
+
+    @property
+    def bad_steps_in_a_row(self) -> int:
+        """How many of `bad_steps` the latest updates were, without one between them that was applied."""
+        return self._bad_steps_in_a_row
+
+    @property
+    def gradient_norm(self) -> torch.Tensor | float | None:
+        """Global L2 norm of the latest update's gradient before clipping; None where DeepSpeed has not computed it (at
+        stage 0 under fp32). Not finite after a cancelled update."""
+        return self._engine.get_global_grad_norm()
 
     @property
     def global_steps(self) -> int:
@@ -174,6 +203,8 @@ class FreezingEngine:
         return {
             "global_steps": self.global_steps,
             "skipped_steps": self.skipped_steps,
+            "bad_steps": self.bad_steps,
+            "bad_steps_in_a_row": self.bad_steps_in_a_row,
             "optimizer_steps": self._optimizer_steps(),
             "loss_scaler": internals.loss_scaler_state(self._engine),
         }
@@ -182,6 +213,8 @@ class FreezingEngine:
         """Put back a `resume_state`. Creates zero moments if updates were applied, for the caller to overwrite."""
         internals.set_counters(self._engine, global_steps=state["global_steps"], skipped_steps=state["skipped_steps"])
         internals.set_loss_scaler_state(self._engine, state["loss_scaler"])
+        self._bad_steps = state.get("bad_steps", 0)
+        self._bad_steps_in_a_row = state.get("bad_steps_in_a_row", 0)
         if state["optimizer_steps"]:
             inner = internals.inner_optimizer(self._engine)
             for master in (master for group in internals.masters(self._engine) for master in group):
@@ -196,6 +229,14 @@ class FreezingEngine:
     def close(self) -> None:
         """Remove DeepSpeed's hooks from the model, which outlive the engine otherwise."""
         internals.destroy_engine(self._engine)
+
+    def _update(self) -> None:
+        scale_can_fall = internals.can_lower_loss_scale(self._engine)
+        if internals.step_if_finite(self._engine):
+            self._bad_steps_in_a_row = 0
+        elif not scale_can_fall:
+            self._bad_steps += 1
+            self._bad_steps_in_a_row += 1
 
     def _optimizer_steps(self) -> int:
         """Updates applied so far: the number that bias correction uses, the same for all surviving groups."""

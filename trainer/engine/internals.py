@@ -22,11 +22,13 @@ import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import deepspeed
 import torch
 from deepspeed.runtime.zero import parameter_offload
+from deepspeed.utils import groups as process_groups
 
 from trainer.engine.groups import ParameterGroup
 
@@ -108,6 +110,46 @@ def locate(
         elif parameter._hp_mapping is not None:
             whole, shard = parameter._hp_mapping.lp_fragment_address, parameter._hp_mapping.hp_fragment_address
             yield name, Location(group_masters[0], shard.start, whole.start, whole.numel)
+
+
+def raise_no_error_at_lowest_scale(engine: deepspeed.DeepSpeedEngine) -> None:
+    """Let fp16's loss scaler skip updates at its lowest scale too, where DeepSpeed raises a bare `Exception`.
+
+    The trainer counts such updates and ends the run in its own way. A rebuild keeps the scaler, and so this setting;
+    ds_config has no key for it."""
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False
+
+
+def can_lower_loss_scale(engine: deepspeed.DeepSpeedEngine) -> bool:
+    """Whether an overflow now would make DeepSpeed try again with a lower loss scale: fp16 with a dynamic scale that is
+    above its minimum (``DynamicLossScaler.min_scale``)."""
+    scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
+    return bool(getattr(scaler, "dynamic", False)) and scaler.cur_scale > scaler.min_scale
+
+
+def step_if_finite(engine: deepspeed.DeepSpeedEngine) -> bool:
+    """`engine.step()` at an accumulation boundary, cancelled where the averaged gradient has an inf or a NaN. Returns
+    whether the update was applied.
+
+    DeepSpeed's wrappers check by themselves. Stage 0 under fp32 has no wrapper around AdamW and no check, so for this
+    one call AdamW's `step` is put out of action. All ranks hold the same averaged gradient there and decide alike.
+    Reading the answer makes the host wait for the device once a step, as the wrappers do at the other stages."""
+    if engine.optimizer is not engine.basic_optimizer:
+        engine.step()
+        return engine.was_step_applied()
+    gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+    if bool(torch.stack([gradient.isfinite().all() for gradient in gradients]).all()):
+        engine.step()
+        return True
+    engine.optimizer.step = lambda: None
+    try:
+        engine.step()
+    finally:
+        del engine.optimizer.step  # the class's own again
+    engine.skipped_steps += 1
+    return False
 
 
 def undo_constructor_step(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -216,6 +258,14 @@ def set_counters(engine: deepspeed.DeepSpeedEngine, *, global_steps: int, skippe
     engine.skipped_steps = skipped_steps
     engine.micro_steps = global_steps * engine.gradient_accumulation_steps()
     engine.global_samples = global_steps * engine.train_batch_size()
+
+
+def give_world_group_timeout(timeout: timedelta) -> None:
+    """Make the process group that DeepSpeed reduces gradients in, with `timeout`.
+
+    DeepSpeed would make this clone of the world group itself, and torch would give it a timeout of its own: 10 minutes
+    on NCCL, whatever `init_process_group` was told."""
+    process_groups._WORLD_GROUP = torch.distributed.new_group(timeout=timeout)
 
 
 def destroy_engine(engine: deepspeed.DeepSpeedEngine) -> None:

@@ -6,14 +6,15 @@ from datetime import timedelta
 import deepspeed
 import torch.distributed
 
-from trainer.engine.internals import skip_shared_memory_op
+from trainer.engine.internals import give_world_group_timeout, skip_shared_memory_op
 
 
 def join_process_group(*, timeout: timedelta = timedelta(minutes=30), init_method: str | None = None) -> None:
     """Start torch.distributed through DeepSpeed, with the accelerator's own backend; a no-op where it runs already.
 
     Reads RANK, WORLD_SIZE, LOCAL_RANK (and MASTER_ADDR, MASTER_PORT unless `init_method` says otherwise) from the
-    environment, as launchers set them. A collective that waits longer than `timeout` aborts its rank."""
+    environment, as launchers set them. A collective that waits longer than `timeout` aborts its rank, in DeepSpeed's
+    own group too."""
     if torch.distributed.is_initialized():
         return
     skip_shared_memory_op()
@@ -25,3 +26,4 @@ def join_process_group(*, timeout: timedelta = timedelta(minutes=30), init_metho
         auto_mpi_discovery=False,
         verbose=False,
     )
+    give_world_group_timeout(timeout)

@@ -1,4 +1,7 @@
-"""The stage losses of an interval, summed on the device, so that only a log line makes the host wait for it."""
+"""The stage losses of an interval, summed on the device, so that only a log line makes the host wait for it.
+
+Losses that are not finite are left out: their updates were skipped, and one would spoil the mean of an interval.
+"""
 
 import torch
 import torch.distributed as dist
@@ -6,26 +9,23 @@ import torch.distributed as dist
 
 class StageLosses:
     def __init__(self, num_stages: int, device: torch.device):
-        self._sums = torch.zeros(num_stages, dtype=torch.float64, device=device)
-        self._count = [0] * num_stages
+        self._totals = torch.zeros(2, num_stages, dtype=torch.float64, device=device)  # sum of losses, how many
 
     def add(self, stages: list[int], losses: torch.Tensor) -> None:
         """losses: fp32 [live stages], in the order of `stages`; one micro-batch."""
-        for position, stage in enumerate(stages):
-            self._sums[stage] += losses[position]
-            self._count[stage] += 1
+        losses = losses.detach().double()
+        finite = losses.isfinite()
+        added = torch.stack([losses.where(finite, 0.0), finite.double()])
+        for position, stage in enumerate(stages):  # a list as index would be copied to the device, and waited for
+            self._totals[:, stage] += added[:, position]
 
     def reduce(self, live: list[int]) -> list[float | None]:
-        """Mean over ranks and micro-batches by stage, None where not live. Collective. Starts a new interval."""
-        dist.all_reduce(self._sums)
-        sums, world_size = self._sums.tolist(), dist.get_world_size()
-        means = [
-            sums[stage] / (count * world_size) if stage in live and count else None
-            for stage, count in enumerate(self._count)
-        ]
-        self._sums.zero_()
-        self._count = [0] * len(self._count)
-        return means
+        """Mean over ranks and micro-batches by stage: None where not live, NaN where none was finite. Collective.
+        Starts a new interval."""
+        dist.all_reduce(self._totals)
+        means = (self._totals[0] / self._totals[1]).tolist()
+        self._totals.zero_()
+        return [mean if stage in live else None for stage, mean in enumerate(means)]
 
 
 def largest_over_ranks(value: float, device: torch.device) -> float:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,39 +26,64 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 class Metrics:
     """Appends events. Opening at a step > 0 first drops what an earlier process wrote beyond that step, since those
-    steps are about to be taken again."""
+    steps are about to be taken again.
 
-    def __init__(self, run: Path, start_step: int, tensorboard: bool):
+    A disk that fills up later does not end the training: `warn` is told once, events are kept in memory until they can
+    be written, and TensorBoard's are given up."""
+
+    def __init__(self, run: Path, start_step: int, tensorboard: bool, warn: Callable[[str], None] = print):
         self._path = run / "metrics.jsonl"
         kept = [event for event in read_metrics(run) if start_step and _before(event, start_step)]
         write_text(self._path, "".join(json.dumps(event) + "\n" for event in kept))
-        self._file = self._path.open("a")
-        self._board = None
+        self._file = self._path.open("ab", buffering=0)
+        self._unwritten = b""
+        self._warn = warn
+        self._warned = False
+        self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start_step + 1 if start_step else 0)
 
     def write(self, event: str, **fields: Any) -> None:
-        self._file.write(json.dumps({"event": event, **_without_nan(fields)}) + "\n")
-        self._file.flush()
+        self._unwritten += (json.dumps({"event": event, **_without_nan(fields)}) + "\n").encode()
+        self._guarded(self._write_out)
         if self._board is not None and event in ("step", "freeze"):
-            for name, value in _scalars(event, fields):
-                self._board.add_scalar(name, value, fields["step"])
+            self._guarded(lambda: self._draw_scalars(event, fields), gives_up_board=True)
 
     def picture(self, name: str, path: Path, step: int) -> None:
         """Show a PNG in TensorBoard as well."""
         if self._board is not None:
             from PIL import Image
 
-            self._board.add_image(name, np.asarray(Image.open(path).convert("RGB")), step, dataformats="HWC")
+            picture = np.asarray(Image.open(path).convert("RGB"))
+            board = self._board
+            self._guarded(lambda: board.add_image(name, picture, step, dataformats="HWC"), gives_up_board=True)
 
     def close(self) -> None:
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self._guarded(self._write_out)
+        self._guarded(lambda: os.fsync(self._file.fileno()))
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            self._guarded(self._board.close)
+
+    def _write_out(self) -> None:
+        while self._unwritten:
+            self._unwritten = self._unwritten[os.write(self._file.fileno(), self._unwritten) :]
+
+    def _draw_scalars(self, event: str, fields: dict[str, Any]) -> None:
+        for name, value in _scalars(event, fields):
+            self._board.add_scalar(name, value, fields["step"])
+
+    def _guarded(self, write: Callable[[], None], *, gives_up_board: bool = False) -> None:
+        try:
+            write()
+        except OSError as error:
+            if gives_up_board:
+                self._board = None  # its writer does not recover
+            if not self._warned:
+                self._warn(f"{self._path.parent}: metrics cannot be written ({error}); training goes on")
+                self._warned = True
 
 
 def _before(event: dict[str, Any], step: int) -> bool:

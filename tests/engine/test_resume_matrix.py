@@ -1,0 +1,26 @@
+"""A continued run is the uninterrupted one: bit for bit on the same layout, to rounding on another."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.distributed import RankPool
+from tests.engine.resume_matrix import MATRIX, Row, difference
+
+pytestmark = pytest.mark.slow  # test_resume.py has the fast ones
+
+
+@pytest.fixture(scope="module")
+def pool(one_rank: RankPool, two_ranks: RankPool) -> Iterator[Callable[[int], RankPool]]:
+    with RankPool(4) as four_ranks:
+        yield {1: one_rank, 2: two_ranks, 4: four_ranks}.__getitem__
+
+
+@pytest.mark.parametrize("row", MATRIX, ids=str)
+def test_a_continued_run_equals_the_uninterrupted_one(
+    pool: Callable[[int], RankPool], row: Row, tmp_path: Path
+) -> None:
+    losses, weights = difference(row, pool, tmp_path / "checkpoints")
+    assert weights <= row.tolerance
+    assert losses <= 4 * row.tolerance

@@ -1,0 +1,147 @@
+"""A training on two real ranks that the tests of interruptions start, wait for, hurt and read."""
+
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import torch
+
+from trainer.checkpoint.manifest import list_checkpoints
+from trainer.checkpoint.reader import Checkpoint
+from trainer.tracking.metrics import read_metrics
+
+REPOSITORY = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
+PROGRAM, FAULTY_PROGRAM = "launch/pretrain.py", "tests/launch/faulty_pretrain.py"
+RECIPE = """
+model: {image_size: 64, patch_size: 16, embed_dim: 32, depth: 4, num_heads: 2, stages: [0, 1, 2, 3], decoder_dim: 32,
+        decoder_heads: 2}
+freezing: {how: cubic, t0: 0.8}
+optimizer: {lr: 1e-3, warmup_epochs: 0.3, clip_grad: 1.0}
+data: {workers: 1, window: 4, lanes: 4}
+train: {epochs: 3, global_batch: 8}
+checkpoint: {every_steps: 5, keep_last: 3}
+tracking: {log_every: 1, pictures: never, tensorboard: false}
+"""
+
+
+class Run:
+    """A run directory, and the processes that work on it. All of them are dead when the context ends."""
+
+    def __init__(self, directory: Path, shards: Path):
+        self.directory, self._shards = directory, shards
+        self._recipe = directory.with_name(directory.name + ".yaml")
+        self._recipe.write_text(RECIPE)
+        self._output = directory.with_name(directory.name + ".log")
+        self._process: subprocess.Popen | None = None
+        self._family: list[psutil.Process] = []
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+
+    def start(self, launcher: str, *overrides: str, fault: str | None = None) -> None:
+        """launcher: deepspeed or torchrun (two ranks), or python (one). fault: see faulty_pretrain."""
+        port = str(random.randrange(20000, 32000))
+        start = {
+            "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port],
+            "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
+            "python": [sys.executable],
+        }[launcher]
+        arguments = ["--ds_config", "ds_configs/zero2_cpu.json", "--recipe", self._recipe, "--data", self._shards]
+        made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+        environment = {name: value for name, value in os.environ.items() if name not in made_by_launchers}
+        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
+        with self._output.open("w") as output:
+            self._process = subprocess.Popen(
+                [*start, FAULTY_PROGRAM if fault else PROGRAM, *map(str, arguments), "--output", str(self.directory),
+                 *overrides],
+                env=environment | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
+                stderr=subprocess.STDOUT)  # fmt: skip
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 180
+        while not any(event["event"] == "step" and event["step"] >= step for event in self.events()):
+            assert self._launcher.poll() is None, f"ended before it could be interrupted\n{self.printed[-3000:]}"
+            assert time.monotonic() < deadline, f"step {step} was not reached in time\n{self.printed[-3000:]}"
+            time.sleep(0.02)
+        self._family = [psutil.Process(self._launcher.pid), *self._children()]
+
+    def rank(self, number: int) -> psutil.Process:
+        """The training process of a rank: the outermost with that RANK, its data workers being below it."""
+        return next(p for p in self._children() if p.environ().get("RANK") == str(number))
+
+    @property
+    def launcher(self) -> psutil.Process:
+        return psutil.Process(self._launcher.pid)
+
+    def end(self, timeout: float = 120) -> int:
+        """Wait until the launcher and everything below it is gone, and return the launcher's exit code."""
+        code = self._launcher.wait(timeout)
+        _, alive = psutil.wait_procs(self._family, timeout=timeout)
+        assert not alive, f"left behind: {alive}"
+        return code
+
+    def kill(self) -> None:
+        """kill -9 of everything."""
+        if self._process is None:
+            return
+        family = self._children()
+        for member in [*family, *self._family]:
+            if member.is_running():
+                member.kill()
+        self._launcher.kill()
+        self._launcher.wait()
+        psutil.wait_procs(family, timeout=30)
+
+    @property
+    def printed(self) -> str:
+        return self._output.read_text(errors="replace")
+
+    def events(self) -> list[dict]:
+        return read_metrics(self.directory)
+
+    def losses(self) -> dict[int, list]:
+        """Losses by stage of every step; what was done again after a resume counts once, as it was last."""
+        return {e["step"]: e["loss_stages"] for e in self.events() if e["event"] == "step"}
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Every fp32 weight and moment in the newest checkpoint."""
+        checkpoint = Checkpoint(list_checkpoints(self.directory / "checkpoints")[0])
+        return {
+            f"{kind} {name}": checkpoint.read(kind, name, 0, torch.Size(shape).numel())
+            for name, shape in checkpoint.manifest.shapes.items()
+            for kind in ("master", "exp_avg", "exp_avg_sq")
+            if (kind, name) in checkpoint._parts
+        }
+
+    def report(self) -> dict:
+        """The report of a run that ended after too many bad steps."""
+        (path,) = (self.directory / "inspection").glob("*.json")
+        return json.loads(path.read_text())
+
+    @property
+    def _launcher(self) -> subprocess.Popen:
+        assert self._process is not None, "not started"
+        return self._process
+
+    def _children(self) -> list[psutil.Process]:
+        try:
+            return psutil.Process(self._launcher.pid).children(recursive=True)
+        except psutil.NoSuchProcess:
+            return []
+
+
+def assert_same_run(run: Run, reference: Run) -> None:
+    """Bit for bit: the losses of every step, every weight and every moment."""
+    assert run.losses() == reference.losses()
+    ours, theirs = run.state(), reference.state()
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

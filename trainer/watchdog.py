@@ -1,0 +1,221 @@
+"""A hang ends in a report of where every rank stands, and a dead rank in a line that says which, instead of silence.
+
+A rank that stops (a dead disk, a driver that does not return, a stopped process) makes all others wait in their next
+collective for ever. So the training loop marks its place (`Watchdog.at`, one assignment), and a thread on each rank
+publishes it once a second in a small key-value store, which rank 0 serves independently of the process groups. A rank
+that has not moved for `timeout` seconds raises the alarm there. Every rank then prints who stands where and its own
+Python stack, and ends with exit code 1, upon which the launcher ends the rest.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch.distributed import TCPStore
+
+from trainer.ranks import from_rank_zero
+
+T = TypeVar("T")
+
+BEAT_SECONDS = 1.0
+ANSWER_SECONDS = 3.0
+"""How long the store may take to answer before rank 0, which serves it, counts as gone."""
+ALARM = "alarm"
+EXIT_CODE = 1
+NO_HANG = timedelta(days=365)
+
+
+def collective_timeout(hang_timeout: float) -> timedelta:
+    """For every process group: torch's own abort names neither rank nor step, so it may only come after ours."""
+    return timedelta(seconds=max(3600.0, 2 * hang_timeout))
+
+
+def keep_flight_recorder() -> None:
+    """Have NCCL remember its last collectives, for the file that a report leaves. Call before the process group starts;
+    what the user has set stays."""
+    os.environ.setdefault("TORCH_FR_BUFFER_SIZE", "2000")
+
+
+@dataclass(frozen=True)
+class Mark:
+    """Where a rank stands: `number` counts marks from the start, so that equal numbers mean the same place."""
+
+    number: int
+    step: int
+    place: str
+    seconds: float  # spent there when it was published
+    beat: int = 0  # how often this rank has published; a number that does not grow is a process that does not run
+
+
+class Watchdog:
+    """One per rank, made and closed by all together. `timeout` in seconds; 0 = marks are published, no alarm is raised.
+
+    `directory` takes NCCL's flight recorder when there is an alarm."""
+
+    def __init__(self, timeout: float, directory: Path):
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._timeout = timeout or float("inf")
+        self._directory = directory
+        self._main_thread = threading.get_ident()
+        self._place: tuple[int, int, str, float] = (0, 0, "start", time.monotonic())
+        self._beat = 0
+        self._closed = threading.Event()
+        self._store = self._open_store()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def at(self, place: str, step: int) -> None:
+        """The main thread enters a place of the loop, in the step of that number (1 = the first)."""
+        self._place = (self._place[0] + 1, step, place, time.monotonic())
+
+    def lost_ranks(self) -> str | None:
+        """After an error in a collective, which ranks have stopped publishing: a line for a person, None if none has.
+
+        Takes a few seconds."""
+        if self.world_size == 1:
+            return None
+        first = self._read()
+        time.sleep(2.5 * BEAT_SECONDS)
+        second = self._read()
+        if first is None or second is None:
+            return "rank 0 is gone, or its machine: look for what it said last"
+        gone = [rank for rank, mark in second.items() if rank != self.rank and mark.beat == first[rank].beat]
+        lines = [f"rank {rank} is gone, last seen {_where(second[rank])}: look for what it said last" for rank in gone]
+        return "; ".join(lines) or None
+
+    def close(self) -> None:
+        """The main thread is about to leave; it may take as long as it likes."""
+        self._closed.set()
+        self._thread.join(ANSWER_SECONDS)
+
+    def _open_store(self) -> TCPStore:
+        def connect(port: int, serve: bool) -> TCPStore:
+            timeout = timedelta(seconds=60)
+            return TCPStore(os.environ["MASTER_ADDR"], port, is_master=serve, wait_for_workers=False, timeout=timeout)
+
+        mine: list[TCPStore] = []
+
+        def serve() -> int:
+            mine.append(connect(0, serve=True))
+            return mine[0].port
+
+        port = from_rank_zero(serve)
+        store = mine[0] if mine else connect(port, serve=False)
+        store.set(str(self.rank), self._encoded())
+        dist.barrier()  # from here on every rank has an entry
+        return store
+
+    def _watch(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            alarm = _within(ANSWER_SECONDS, self._publish)
+            stuck = time.monotonic() - self._place[3] > self._timeout
+            if (alarm or stuck) and not self._closed.is_set():
+                self._end()
+
+    def _publish(self) -> bool:
+        """Whether another rank has raised the alarm."""
+        self._beat += 1
+        self._store.set(str(self.rank), self._encoded())
+        return self._store.check([ALARM])
+
+    def _report(self) -> str:
+        """Raise the alarm, wait until the others have heard it and published once more, and put it all together."""
+        _within(ANSWER_SECONDS, lambda: self._store.set(ALARM, str(self.rank)))
+        before = self._read()
+        time.sleep(2.5 * BEAT_SECONDS)
+        _within(ANSWER_SECONDS, self._publish)
+        after = self._read()
+        time.sleep(2.5 * BEAT_SECONDS)  # rank 0 serves the store until all have read it
+        frame = sys._current_frames().get(self._main_thread)
+        stack = "".join(traceback.format_stack(frame)) if frame else "gone\n"
+        return (
+            f"hang: no progress for {self._timeout:g} s (train.hang_timeout); this is rank {self.rank}, "
+            f"{_where(self._mark())}\n{describe(before, after)}\nrank {self.rank} stands at:\n{stack}"
+        )
+
+    def _end(self) -> None:
+        try:
+            print(self._report(), file=sys.stderr, flush=True)
+            if dist.get_backend() == "nccl":
+                self._dump_flight_recorder()
+        finally:
+            os._exit(EXIT_CODE)  # the main thread hangs: it cannot be asked to leave
+
+    def _dump_flight_recorder(self) -> None:
+        """For `torchfrtrace DIRECTORY`. torch writes it by itself only when its own, later, timeout has passed."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        trace = torch._C._distributed_c10d._dump_nccl_trace()  # type: ignore[attr-defined]
+        (self._directory / f"rank_{self.rank}").write_bytes(trace)
+
+    def _encoded(self) -> str:
+        return json.dumps(asdict(self._mark()))
+
+    def _mark(self) -> Mark:
+        number, step, place, since = self._place
+        return Mark(number, step, place, time.monotonic() - since, self._beat)
+
+    def _read(self) -> dict[int, Mark] | None:
+        """Every rank's last mark; None if the store does not answer."""
+        keys = [str(rank) for rank in range(self.world_size)]
+        found = _within(ANSWER_SECONDS, lambda: self._store.multi_get(keys))
+        return None if found is None else {rank: Mark(**json.loads(value)) for rank, value in enumerate(found)}
+
+
+def describe(before: dict[int, Mark] | None, after: dict[int, Mark] | None) -> str:
+    """Where all ranks stand, those at one place in one line, the ones behind first. Two readings of the store, a few
+    seconds apart, None where it did not answer."""
+    if before is None or after is None:
+        return "rank 0 does not answer: its process is stopped or gone, or its machine cannot be reached"
+    last = min(mark.number for mark in after.values())
+    ahead = any(mark.number != last for mark in after.values())
+    together: dict[tuple[int, bool], list[int]] = {}
+    for rank, mark in after.items():
+        together.setdefault((mark.number, mark.beat == before[rank].beat), []).append(rank)
+    lines = []
+    for (number, silent), ranks in sorted(together.items()):
+        text = f"  rank {_ranges(ranks)}: {'last seen ' if silent else ''}{_where(after[ranks[0]])}"
+        text += ", its process is stopped or gone" if silent else ""
+        lines.append(text + (" <- behind" if ahead and number == last else ""))
+    return "\n".join(lines)
+
+
+def _where(mark: Mark) -> str:
+    return f"in step {mark.step}, {mark.place}, for {mark.seconds:.0f} s"
+
+
+def _ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] → '0-2, 5'."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _within(seconds: float, ask: Callable[[], T]) -> T | None:
+    """The answer, or None where there is none in time or an error: a call to the store of a stopped process never
+    returns, whatever its timeout."""
+    answers: list[Any] = []
+
+    def call() -> None:
+        try:
+            answers.append(ask())
+        except RuntimeError:  # torch.distributed's errors, a broken connection among them
+            return
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    return answers[0] if answers else None
