@@ -2,15 +2,24 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test check clean
+.PHONY: install demo test test-slow check bench soak clean
 
 install: .venv/.installed ## .venv with the package and its tools, nothing else
 
 demo: .venv/.demo ## photographs -> shards -> two ranks through every freeze -> pictures and summary
 	bash launch/demo.sh
 
-test: .venv/.test ## all tests, on real ranks; no GPU and no network needed
-	DS_ACCELERATOR=cpu .venv/bin/python -m pytest
+test: .venv/.test ## the tests, on real ranks; no GPU and no network needed
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m "not slow"
+
+test-slow: .venv/.test ## the rest: whole matrices, real launchers, real kills
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m slow
+
+bench: .venv/.test ## side-by-side tables; on a quiet machine
+	DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.data
+
+soak: .venv/.test ## an hour of kills, damage and changed layouts against uninterrupted runs
+	DS_ACCELERATOR=cpu .venv/bin/python -m tests.soak --minutes $(or $(MINUTES),60)
 
 check: .venv/.check ## lint, format, types
 	.venv/bin/ruff check .

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from typing import NoReturn
 
+from trainer.data.urls import redact
 from trainer.errors import BadInput
 
 BAD_INPUT = 2
@@ -28,9 +29,10 @@ def run_command(main: Callable[[], int]) -> None:
     try:
         code = main()
     except BadInput as error:
-        rank = os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))
+        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         if rank != "0":
             time.sleep(PATIENCE_SECONDS)
-        print(f"error: {error}" if rank == "0" else f"error on rank {rank}: {error}", file=sys.stderr, flush=True)
+        message = redact(str(error))  # it may quote an override or a path that is a URL with a password
+        print(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}", file=sys.stderr, flush=True)
         code = BAD_INPUT
     sys.exit(code)

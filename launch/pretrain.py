@@ -27,7 +27,9 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ds_config", type=Path, help="DeepSpeed JSON; 'auto' values are filled from the recipe")
     shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
     parser.add_argument("--recipe", help=f"a file, or one of the shipped: {shipped}")
-    parser.add_argument("--data", help="folder of shards with an index, or the index file (recipe: data.path)")
+    parser.add_argument(
+        "--data", help="folder of shards with an index, or the index file; a path, a URL or a pipe: (recipe: data.path)"
+    )
     parser.add_argument("--output", type=Path, help="the run directory; made if it is not there")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
     parser.add_argument("--help-recipe", action="store_true", help="print every recipe key with its meaning, and leave")

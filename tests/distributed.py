@@ -24,6 +24,7 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -156,7 +157,7 @@ def _serve(connection: Connection, directory: Path) -> None:
     with contextlib.suppress(EOFError):
         while True:
             call = connection.recv_bytes()
-            _answer(connection, lambda call=call: _call(call))
+            _answer(connection, partial(_call, call))
 
 
 def _join(directory: Path) -> None:

@@ -8,4 +8,4 @@ class Section(BaseModel):
 
     Each field carries its documentation in ``Field(description=…)``: that text is what `--help-recipe` prints."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)

@@ -10,7 +10,7 @@ import pytest
 
 from tests.conftest import SHARD_EDGES
 from trainer.data.reader import parse_sample, read_samples
-from trainer.data.shard_index import ShardIndex, offsets_file
+from trainer.data.shard_index import ShardIndex, offsets_file, write_index
 from trainer.errors import BadInput
 
 
@@ -83,3 +83,10 @@ def test_offsets_of_other_shards_are_refused(copy):
     file.write_bytes(b"junk")
     with pytest.raises(BadInput, match=r"cannot read train\.offsets\.npy, the byte ranges of .*train\.json"):
         ShardIndex.open(copy)
+
+
+def test_a_damaged_file_that_splits_share_is_named(copy):
+    (copy / "sizes.json").write_text("{")
+    index = ShardIndex.open(copy)
+    with pytest.raises(BadInput, match=r"sizes\.json is damaged .*: delete it"):
+        write_index(copy, "train", index.shards, index.offsets, index.classes, {})

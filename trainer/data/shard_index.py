@@ -216,7 +216,7 @@ def write_index(
     """Writes all four index files, `{split}.json` last: where it stands, everything it speaks of is complete."""
     filenames = [shard.path for shard in shards]
     _update_json(directory / "_info.json", lambda info: _timm_info(info, directory.name, split, shards))
-    _update_json(directory / "sizes.json", lambda sizes: sizes | {s.path: s.num_samples for s in shards})
+    _update_json(directory / "sizes.json", lambda sizes: sizes | {Path(s.path).name: s.num_samples for s in shards})
     file = directory / f"{split}.json"
     with replace_file(offsets_file(file)) as stream:
         np.save(stream, offsets.astype(np.int64), allow_pickle=False)
@@ -291,7 +291,12 @@ def _timm_info(info: dict[str, Any], name: str, split: str, shards: Sequence[Sha
 
 def _update_json(file: Path, change: Any) -> None:
     """Rewrites a JSON file that several splits share, keeping what the others wrote."""
-    present = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    try:
+        present = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if not isinstance(present, dict):
+            raise ValueError("not an object")
+    except ValueError as error:
+        raise BadInput(f"{file} is damaged ({error}): delete it and run again, for every split") from error
     _write_json(file, change(present))
 
 

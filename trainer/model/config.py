@@ -171,6 +171,10 @@ class ModelConfig(Section):
 
 def _check_attention(part: str, dim_key: str, dim: int, heads_key: str, heads: int) -> None:
     if dim % 4:
-        raise ValueError(f"{dim_key} {dim} is not a multiple of 4, which the {part}'s sin-cos positions need")
+        raise ValueError(
+            f"{dim_key} {dim} is not a multiple of 4, which the {part}'s sin-cos positions need: "
+            f"take {-(-dim // 4) * 4}"
+        )
     if dim % heads:
-        raise ValueError(f"{heads_key} {heads} does not divide {dim_key} {dim}")
+        good = max(n for n in range(1, min(heads, dim) + 1) if dim % n == 0)
+        raise ValueError(f"{heads_key} {heads} does not divide {dim_key} {dim}: take {good}")

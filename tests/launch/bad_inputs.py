@@ -1,0 +1,256 @@
+"""The table of wrong inputs, part one: command line, recipe, ds_config and launcher. Part two: `bad_runs`.
+
+Each row starts from a command line that would train, and spoils one thing. `says` is a regular expression that the
+message must contain: the file or the key, then the mend. `tests/launch/test_bad_input.py` runs the rows.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+RECIPE = """
+model: {image_size: 64, patch_size: 16, embed_dim: 32, depth: 4, num_heads: 2, stages: [0, 1, 2, 3], decoder_dim: 32,
+        decoder_heads: 2}
+freezing: {how: cubic, t0: 0.8}
+optimizer: {lr: 1e-3, warmup_epochs: 0.1}
+data: {workers: 0, window: 4, lanes: 4}
+train: {epochs: 0.5, global_batch: 8}
+checkpoint: {every_steps: 4, keep_last: 2}
+tracking: {log_every: 1, pictures: never, tensorboard: false}
+"""
+BF16, FP16 = {"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}
+TWO_RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+
+
+@dataclass(frozen=True)
+class Place:
+    """The files of one sound command line, a fresh copy for each row."""
+
+    recipe: Path
+    ds_config: Path
+    shards: Path
+    run: Path
+
+    @property
+    def arguments(self) -> list[str]:
+        paths = {"ds_config": self.ds_config, "recipe": self.recipe, "data": self.shards, "output": self.run}
+        return [word for name, path in paths.items() for word in (f"--{name}", str(path))]
+
+    @property
+    def newest(self) -> Path:
+        """The newest checkpoint of the run."""
+        return max((self.run / "checkpoints").glob("step_*"))
+
+
+@dataclass(frozen=True)
+class Row:
+    says: str
+    arguments: tuple[str, ...] = ()
+    spoil: Callable[[Place], object] = lambda place: None
+    environment: dict[str, str] = field(default_factory=dict)
+
+
+def override(says: str, *overrides: str) -> Row:
+    return Row(says, overrides)
+
+
+def recipe_text(says: str, text: str) -> Row:
+    return Row(says, spoil=lambda place: place.recipe.write_text(text))
+
+
+def ds_config(says: str, content: Any, *overrides: str) -> Row:
+    return Row(says, overrides, lambda place: place.ds_config.write_text(json.dumps(content)))
+
+
+def zero(stage: object, **keys: object) -> dict[str, Any]:
+    return {"zero_optimization": {"stage": stage, **keys}}
+
+
+def launcher(says: str, **environment: str | None) -> Row:
+    """Two ranks' environment with changes; None takes a variable away."""
+    changed = {name: value for name, value in (TWO_RANKS | environment).items() if value is not None}
+    return Row(says, environment=changed)
+
+
+def spoiled(says: str, spoil: Callable[[Place], object], *arguments: str) -> Row:
+    return Row(says, arguments, spoil)
+
+
+COMMAND_LINE = {
+    "flag without its value": Row("--recipe: expected one argument .*--help", ("--recipe",)),
+    "unknown flag": Row("--bogus .*--help", ("--bogus",)),
+    "recipe that is not shipped": Row("vit_bass.*did you mean 'vit_base'", ("--recipe", "vit_bass")),
+    "recipe file that is missing": Row(
+        "recipe nowhere/mine.yaml: .*No such file.*give", ("--recipe", "nowhere/mine.yaml")
+    ),
+    "recipe that is a folder": spoiled("recipe .*small.yaml: .*give", lambda p: (p.recipe.unlink(), p.recipe.mkdir())),
+    "ds_config that is missing": Row("--ds_config nowhere.json: .*No such file.*give", ("--ds_config", "nowhere.json")),
+    "--data given empty": Row("no data: give --data SHARDS, or data.path", ("--data", "")),
+}
+RECIPES = {
+    "unknown section": override("unknown section 'optimiser'; did you mean 'optimizer'", "optimiser.lr=1"),
+    "unknown key": override("unknown key train.epoch; did you mean 'epochs'", "train.epoch=3"),
+    "override without a value": override("override 'train.epochs': write section.key=value", "train.epochs"),
+    "override without a section": override("override 'epochs=3': write section.key=value", "epochs=3"),
+    "override of broken YAML": override(
+        r"override 'model.stages=\[1, 2': the value is not valid YAML; close", "model.stages=[1, 2"
+    ),
+    "override below a key": override("unknown key train.epochs.x; did you mean 'epochs'", "train.epochs.x=3"),
+    "word for a number": override("train.epochs: .*valid number.*given: 'many'", "train.epochs=many"),
+    "fraction for a whole number": override("train.global_batch: .*integer.*given: 8.5", "train.global_batch=8.5"),
+    "list for a number": override(r"optimizer.lr: .*number.*given: \[1\]", "optimizer.lr=[1]"),
+    "negative number": override("train.epochs: .*greater than 0.*given: -1", "train.epochs=-1"),
+    "infinite epochs": override("train.epochs: .*finite", "train.epochs=.inf"),
+    "learning rate not a number": override("optimizer.lr: .*finite", "optimizer.lr=.nan"),
+    "one beta": override("optimizer.betas", "optimizer.betas=[0.9]"),
+    "beta of one": override("optimizer.betas: .*below 1", "optimizer.betas=[0.9, 1.0]"),
+    "learning-rate floor above the peak": override("optimizer.min_lr 1: .*between 0 and", "optimizer.min_lr=1"),
+    "unknown precision": override("train.precision: .*'fp32', 'bf16' or 'fp16'.*given: 'fp8'", "train.precision=fp8"),
+    "unknown model size": override("model.size: .*'tiny'.*given: 'giant'", "model.size=giant"),
+    "patch that does not divide the image": override(
+        "image_size 64 is not a multiple of patch_size 15: take 60", "model.patch_size=15"
+    ),
+    "heads that do not divide the width": override(
+        "num_heads 3 does not divide embed_dim 32: take", "model.num_heads=3"
+    ),
+    "width without positions": override(
+        "embed_dim 30 is not a multiple of 4.*take", "model.embed_dim=30", "model.num_heads=2"
+    ),
+    "mask that hides everything": override(
+        "mask_ratio 0.99 keeps 0 of 16 patches: at least one", "model.mask_ratio=0.99"
+    ),
+    "stage beyond the depth": override(r"stages \[0, 1, 2, 9\] must lie between 0 and 3", "model.stages=[0, 1, 2, 9]"),
+    "stages that fall": override(r"stages \[3, 1\] must rise", "model.stages=[3, 1]"),
+    "scales short of the stages": override("4 stages .* 2 scales.*give one", "model.scales=[4, 2]"),
+    "scale without a head": override(
+        "scale 3.0 has no decoder head: take 4, 2, 1 or 0.5", "model.scales=[3, 2, 1, 0.5]"
+    ),
+    "warm-up longer than the run": override(
+        "optimizer.warmup_epochs .* below train.epochs.*shorten", "optimizer.warmup_epochs=1"
+    ),
+    "freezing by an unknown rule": override(
+        "freezing.how: .*'none', 'linear', 'squared' or 'cubic'", "freezing.how=sqrt"
+    ),
+    "freezing before the start": override("freezing.t0: .*greater than 0", "freezing.t0=0"),
+    "freezing after the end": override("freezing.t0: .*less than or equal to 1", "freezing.t0=1.5"),
+    "crops larger than the image": override("data: crop_scale = .*want 0 < smallest", "data.crop_scale=[0.5, 2]"),
+    "window of nothing": override("data.window: .*greater than or equal to 1", "data.window=0"),
+    "lanes that do not divide the batch": override(
+        "data.lanes = 3 does not divide the global batch of 8: try", "data.lanes=3"
+    ),
+    "batch larger than the data": override(
+        "150 samples, fewer than one global batch of 1000: lower", "train.global_batch=1000", "data.lanes=4"
+    ),
+    "keeping no checkpoint": override("checkpoint.keep_last: .*greater than or equal to 1", "checkpoint.keep_last=0"),
+    "log line at every zeroth step": override(
+        "tracking.log_every: .*greater than or equal to 1", "tracking.log_every=0"
+    ),
+    "budget of no time": override("train.stop_after: .*(give|as in|write)", "train.stop_after=soon"),
+    "hang after less than nothing": override(
+        "train.hang_timeout: .*greater than or equal to 0", "train.hang_timeout=-1"
+    ),
+    "unknown answer to a full disk": override("checkpoint.on_error: .*'stop' or 'continue'", "checkpoint.on_error=cry"),
+    "fewer retries than none": override("data.retries: .*greater than or equal to 0", "data.retries=-1"),
+    "command without a number of samples": override("data: path is a pipe:.*set data.samples", "--data", "pipe:cat x"),
+    "key twice": recipe_text("small.yaml, line 3: .*epochs .*twice", "train:\n  epochs: 1\n  epochs: 2\n"),
+    "section that is a list": recipe_text(r"small.yaml: train must be a mapping of keys", "train: [1, 2]"),
+    "section given in the file as a number": Row(
+        "train.epochs=3.*train is no section .*write", ("train.epochs=3",), lambda p: p.recipe.write_text("train: 7")
+    ),
+    "recipe that is a list": recipe_text("small.yaml: must be a mapping of sections", "- 1\n- 2"),
+    "broken YAML": recipe_text("small.yaml, line 3: not valid YAML", "train:\n  epochs: [1\n"),
+    "tagged YAML": recipe_text("small.yaml, line 1: not valid YAML", "train: !!python/object/apply:os.getcwd []"),
+    "recipe in another encoding": spoiled("small.yaml: .*UTF-8", lambda p: p.recipe.write_bytes(b"\xff\xfe\x00train")),
+    "recipe with control characters": spoiled(
+        "small.yaml.*not valid YAML", lambda p: p.recipe.write_bytes(b"train:\x00")
+    ),
+}
+DS_CONFIGS = {
+    "not JSON": spoiled("config.json, line 1: not valid JSON", lambda p: p.ds_config.write_text("{stage: 2}")),
+    "a list": ds_config("config.json: must be a JSON object", [1]),
+    "a key twice": spoiled(
+        "config.json: .*bf16 is given twice; mend",
+        lambda p: p.ds_config.write_text('{"bf16": {"enabled": true}, "bf16": {"enabled": false}}'),
+    ),
+    "misspelt key": ds_config(
+        "unknown key zero_optimisation; did you mean zero_optimization", {"zero_optimisation": {}}
+    ),
+    "stage in words": ds_config("zero_optimization.stage is 'two'; give 0, 1, 2 or 3", zero("two")),
+    "stage that is not there": ds_config("zero_optimization.stage is 4; give 0, 1, 2 or 3", zero(4)),
+    "section that is a number": ds_config("zero_optimization must be an object", {"zero_optimization": 2}),
+    "another batch size": ds_config(
+        'train_batch_size is 16 but the recipe\'s global batch is 8; change one, or .*"auto"', {"train_batch_size": 16}
+    ),
+    "another micro-batch": ds_config(
+        "train_micro_batch_size_per_gpu is 4 but the recipe's micro-batch is 2; change one",
+        {"train_micro_batch_size_per_gpu": 4},
+        "train.micro_batch=2",
+    ),
+    "batches that do not multiply up": ds_config(
+        "global batch 8 is not micro-batch × accumulation × ranks = 2 × 3 × 1; change",
+        {"train_micro_batch_size_per_gpu": 2, "gradient_accumulation_steps": 3},
+    ),
+    "accumulation of nothing": ds_config(
+        "gradient_accumulation_steps is 0; give a positive", {"gradient_accumulation_steps": 0}
+    ),
+    "another clipping": ds_config(
+        "gradient_clipping is 1.0 but the recipe's optimizer.clip_grad is 0.0; change", {"gradient_clipping": 1.0}
+    ),
+    "bf16 and fp16": ds_config("bf16.enabled and fp16.enabled are both true; keep one", BF16 | FP16 | zero(1)),
+    "another precision": ds_config("bf16.enabled=true.*precision is fp32; change one", BF16, "train.precision=fp32"),
+    "fp16 at stage 0": ds_config("fp16 with zero_optimization.stage 0: .*use stage 1, 2 or 3, or bf16", FP16),
+    "precision in words": ds_config("bf16.enabled is 'yes'; give true, false", {"bf16": {"enabled": "yes"}}),
+    "an optimizer": ds_config("remove optimizer: the recipe", {"optimizer": {"type": "Lamb9000"}}),
+    "a scheduler": ds_config("remove scheduler: the recipe", {"scheduler": {"type": "WarmupLR"}}),
+    "offload at stage 0": ds_config(
+        "offload_optimizer needs stage 1, 2 or 3; stage is 0", zero(0, offload_optimizer={"device": "cpu"})
+    ),
+    "offload to NVMe": ds_config(
+        "offload_optimizer.device is 'nvme': .*cpu and none", zero(2, offload_optimizer={"device": "nvme"})
+    ),
+    "offload given as a word": ds_config("offload_optimizer must be an object", zero(2, offload_optimizer="cpu")),
+    "parameter offload below stage 3": ds_config(
+        "remove zero_optimization.offload_param", zero(2, offload_param={"device": "cpu"})
+    ),
+    "ZeRO++": ds_config("remove zero_optimization.zero_quantized_weights", zero(3, zero_quantized_weights=True)),
+    "pipeline": ds_config("remove pipeline: ", {"pipeline": {"stages": 2}}),
+    "an auto that nothing fills": ds_config(
+        'reduce_bucket_size is "auto", which nothing fills; give', zero(2, reduce_bucket_size="auto")
+    ),
+}
+LAUNCHERS = {
+    "RANK alone": launcher(
+        "RANK set but not WORLD_SIZE; use deepspeed, torchrun or srun", WORLD_SIZE=None, LOCAL_RANK=None
+    ),
+    "no RANK": launcher("WORLD_SIZE, LOCAL_RANK set but not RANK; use", RANK=None),
+    "no LOCAL_RANK": launcher("RANK, WORLD_SIZE set but not LOCAL_RANK; use", LOCAL_RANK=None),
+    "words for ranks": launcher("WORLD_SIZE.* must be integers.*'two'.*use", WORLD_SIZE="two"),
+    "empty RANK": launcher("RANK.* must be integers.*use", RANK=""),
+    "rank beyond the world": launcher("rank 2 is not below world size 2.*use", RANK="2"),
+    "rank below zero": launcher("rank -1 is not.*use", RANK="-1"),
+    "local rank beyond the machine": launcher("local rank 5 is not below world size 2; use", LOCAL_RANK="5"),
+    "no MASTER_ADDR": launcher("MASTER_ADDR is not set; export it", MASTER_ADDR=None),
+    "port in words": launcher("MASTER_PORT is 'auto'; give a port .* 1 .* 65535", MASTER_PORT="auto"),
+    "port that no machine has": launcher("MASTER_PORT is '70000'; give a port", MASTER_PORT="70000"),
+    "srun tasks that all believe to be alone": launcher(
+        "WORLD_SIZE is 1 .* srun .* 8 tasks; unset RANK, WORLD_SIZE and LOCAL_RANK",
+        WORLD_SIZE="1",
+        SLURM_STEP_NUM_TASKS="8",
+        SLURM_PROCID="3",
+        SLURM_LOCALID="3",
+    ),
+    "srun without LOCALID": launcher(
+        "SLURM_PROCID, SLURM_STEP_NUM_TASKS set but not SLURM_LOCALID",
+        RANK=None,
+        WORLD_SIZE=None,
+        LOCAL_RANK=None,
+        SLURM_STEP_NUM_TASKS="2",
+        SLURM_PROCID="0",
+    ),
+    "world that does not divide the lanes": launcher(
+        "data.lanes = 4 is not a multiple of the world size 8: .*data.lanes=8", WORLD_SIZE="8"
+    ),
+    "world that does not divide the batch": launcher("global batch 8 is not .*× 3; change", WORLD_SIZE="3"),
+}
