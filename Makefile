@@ -16,7 +16,8 @@ test-slow: .venv/.test ## the rest: whole matrices, real launchers, real kills
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m slow
 
 bench: .venv/.test ## side-by-side tables; on a quiet machine
-	DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.data
+	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.data
+	DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.checkpoint
 
 soak: .venv/.test ## an hour of kills, damage and changed layouts against uninterrupted runs
 	DS_ACCELERATOR=cpu .venv/bin/python -m tests.soak --minutes $(or $(MINUTES),60)
