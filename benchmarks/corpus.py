@@ -1,7 +1,6 @@
 """The photographs that the benchmarks read: as a folder of class folders, and as the shards made from it."""
 
 import io
-import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from data_tools.photograph_sources import user_cache
 from trainer.data.shard_index import ShardIndex
 from trainer.errors import BadInput
 
@@ -60,7 +60,7 @@ def make_corpus(source: Path | None, images: int, work: Path) -> Corpus:
 def _photographs() -> Path:
     """ImageNet-like photographs, made once and kept in the user's cache: `data_tools photographs`, sharpened, with
     noise."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "localmim-freeze", "benchmarks")
+    cache = user_cache("benchmarks")
     done = cache / f"photographs-{SIZE[0]}x{SIZE[1]}"
     if not done.is_dir():
         tiles = cache / "tiles"
@@ -88,4 +88,5 @@ def _data_tools(*arguments: object) -> None:
     command: Sequence[str] = [sys.executable, "-m", "data_tools", *map(str, arguments)]
     finished = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parent.parent, check=False)
     if finished.returncode:
-        raise BadInput(f"{' '.join(command[2:4])}: {finished.stderr.strip().splitlines()[-1]}")
+        complaint = (finished.stderr.strip().splitlines() or [f"exit code {finished.returncode}"])[-1]
+        raise BadInput(f"{' '.join(command[2:4])}: {complaint}")

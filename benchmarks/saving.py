@@ -66,7 +66,7 @@ def measure(folder: str, quick: bool) -> Timings:
     first, *reports = saves.reports()
 
     def save_while_training_waits() -> None:
-        save_checkpoint(root / "waiting", manifest(1), engine, archive, keep_last=1)
+        save_checkpoint(root / "waiting", manifest(1), engine, archive, CheckpointConfig(keep_last=1))
 
     directory = reports[-1].path
 

@@ -4,6 +4,7 @@ Each command is a module that offers SUMMARY, `add_arguments(parser)` and `run(a
 input (one line says what and how to mend it)."""
 
 import argparse
+import errno
 import signal
 import sys
 
@@ -19,6 +20,9 @@ COMMANDS = {
     "photographs": photographs,
 }
 
+# What the operating system has against a file, and a person can mend. Any other OSError is a fault of the program.
+_MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command; the return value is the process's exit code."""
@@ -33,6 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         COMMANDS[arguments.command].run(arguments)
     except BadInput as error:
         print(f"{arguments.command}: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in _MENDABLE:
+            raise
+        print(f"{arguments.command}: {error.filename or 'a file'}: {error.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"{arguments.command}: interrupted; run it again to go on", file=sys.stderr)

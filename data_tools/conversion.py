@@ -4,12 +4,9 @@ The result is a function of the images, their names and the seed: the number of 
 names what is being converted. A shard stands under its final name only when it is whole, so a run that was killed goes
 on with the shards that are missing; the report keeps shards of another conversion from being taken for ours."""
 
-import fcntl
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from data_tools.image_check import CheckOptions, Findings, check_images
+from data_tools.output_folder import sole_writer
 from data_tools.process_pool import process_pool
 from data_tools.progress import ImageProgress
 from data_tools.report import Report
@@ -47,21 +45,22 @@ class ConversionOptions:
 def convert(splits: Sequence[SourceSplit], output: Path, options: ConversionOptions) -> list[ShardIndex]:
     """Writes splits as shards, each with its index, into `output`.
 
-    Raises BadInput if there are unusable images that are not to be skipped, if `output` holds other shards or cannot be
-    written to, before anything is written as far as that can be known."""
+    Raises BadInput if images cannot be read, if there are unusable ones that are not to be skipped, if `output` holds
+    other shards or cannot be written to, before anything is written as far as that can be known."""
     for split in splits:
         _refuse_equal_names(split)
         _num_shards(split, split.images, options)
-    with _sole_writer(output):
+    with sole_writer(output, "mend that and run the command again, it goes on from there"):
         reports = [Report.of(output, split, options.check, (options.shard_size, options.seed)) for split in splits]
         remembered = [report.recall() for report in reports]
         with process_pool(options.workers, __name__) as pool:
             findings = []
             for split, report, known in zip(splits, reports, remembered, strict=True):
-                if known is None:
-                    known = check_images(pool, split.images, options.check, f"checking {split.name} images")
+                if known is None or known.unreadable:
+                    known = _look(pool, split, known, options.check)
                     report.store(known)
                 findings.append(known)
+            _refuse_unreadable(reports, findings)
             if not options.skip_bad:
                 _refuse_bad_files(reports, findings)
             return [
@@ -88,32 +87,27 @@ def _refuse_equal_names(split: SourceSplit) -> None:
         seen.add(image.name)
 
 
-@contextmanager
-def _sole_writer(output: Path) -> Iterator[None]:
-    """Makes the directory, and keeps a second conversion out of it. Raises BadInput for whatever the operating system
-    has against writing there."""
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        directory = os.open(output, os.O_RDONLY)
-        try:
-            _lock(directory, output)
-            yield
-        finally:
-            os.close(directory)
-    except OSError as error:
+def _look(pool: ProcessPoolExecutor, split: SourceSplit, known: Findings | None, options: CheckOptions) -> Findings:
+    """What is found about a split's images; if some is known, then only those are looked at that could not be read."""
+    images = split.images
+    findings = Findings()
+    if known is not None:
+        images = [image for image in images if image.name in known.unreadable]
+        findings.add(replace(known, unreadable={}))
+    findings.add(check_images(pool, images, options, f"checking {split.name} images"))
+    return findings.ordered()
+
+
+def _refuse_unreadable(reports: Sequence[Report], findings: Sequence[Findings]) -> None:
+    """Not for --skip-bad: an image behind a passing error of a disk or a network is as good as any."""
+    unreadable = {name: reason for found in findings for name, reason in found.unreadable.items()}
+    if unreadable:
+        total = sum(report.num_images for report in reports)
+        files = ", ".join(str(report.file) for report, found in zip(reports, findings, strict=True) if found.unreadable)
         raise BadInput(
-            f"cannot write to {output}: {error.strerror or error}; "
-            "mend that and run the command again, it goes on from there"
-        ) from error
-
-
-def _lock(directory: int, output: Path) -> None:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise BadInput(f"another conversion is writing to {output}: wait for it, or choose another --output") from error
-    except OSError:
-        pass  # some network file systems lock no directories
+            f"cannot be read: {len(unreadable)} of {total} files, whatever is in them; run the command again, it looks "
+            f"at these anew, and mend or remove those that stay (all are listed in {files}):\n{_listed(unreadable)}"
+        )
 
 
 def _refuse_bad_files(reports: Sequence[Report], findings: Sequence[Findings]) -> None:
@@ -121,12 +115,16 @@ def _refuse_bad_files(reports: Sequence[Report], findings: Sequence[Findings]) -
     if not bad:
         return
     files = ", ".join(str(report.file) for report, found in zip(reports, findings, strict=True) if found.bad)
-    lines = [f"  {shown(name)}: {reason}" for name, reason in list(bad.items())[:_BAD_FILES_SHOWN]]
-    if len(bad) > _BAD_FILES_SHOWN:
-        lines.append(f"  … and {len(bad) - _BAD_FILES_SHOWN} more")
     total = sum(report.num_images for report in reports)
     head = f"not usable as images: {len(bad)} of {total} files; mend or remove them, or pass --skip-bad"
-    raise BadInput("\n".join([f"{head} (all are listed in {files}):", *lines]))
+    raise BadInput(f"{head} (all are listed in {files}):\n{_listed(bad)}")
+
+
+def _listed(reasons: Mapping[str, str]) -> str:
+    lines = [f"  {shown(name)}: {reason}" for name, reason in list(reasons.items())[:_BAD_FILES_SHOWN]]
+    if len(reasons) > _BAD_FILES_SHOWN:
+        lines.append(f"  … and {len(reasons) - _BAD_FILES_SHOWN} more")
+    return "\n".join(lines)
 
 
 def _convert_split(

@@ -19,20 +19,24 @@ _END_OF_IMAGE = b"\xff\xd9"
 @dataclass
 class Findings:
     """Images by name: those that cannot be used, with the reason, and those that will be transcoded, with what they
-    are. `resized` counts those that will be made smaller."""
+    are. `resized` counts those that will be made smaller. `unreadable` are those that the operating system did not let
+    us read: what is in them is not known."""
 
     bad: dict[str, str] = field(default_factory=dict)
     transcoded: dict[str, str] = field(default_factory=dict)
     resized: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def add(self, more: "Findings") -> None:
         self.bad |= more.bad
         self.transcoded |= more.transcoded
         self.resized += more.resized
+        self.unreadable |= more.unreadable
 
     def ordered(self) -> "Findings":
         """The same whatever the order in which the images were looked at."""
-        return Findings(dict(sorted(self.bad.items())), dict(sorted(self.transcoded.items())), self.resized)
+        bad, transcoded, unreadable = (dict(sorted(d.items())) for d in (self.bad, self.transcoded, self.unreadable))
+        return Findings(bad, transcoded, self.resized, unreadable)
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ def _check_chunk(images: Sequence[SourceImage], options: CheckOptions) -> Findin
         try:
             header = _check_image(image, options)
         except OSError as error:
-            findings.bad[image.name] = f"cannot be read: {error.strerror}"
+            findings.unreadable[image.name] = str(error.strerror)
         except UndecodableImage as error:
             findings.bad[image.name] = str(error)
         else:

@@ -2,8 +2,8 @@
 
 INPUT holds a folder for each class, with that class's images somewhere below it; labels count the class folders in the
 order of their names. Without such folders all images directly in INPUT get the label 0. If INPUT holds the folders
-train/ and val/ (or validation/), each of them such a folder, both are converted, with the classes of train/. Files are
-known by their content: every file counts as an image, whatever its name, but for hidden ones.
+train/ and val/ (or valid/, validation/), each of them such a folder, both are converted, with the classes of train/.
+Files are known by their content: every file counts as an image, whatever its name, but for hidden ones.
 
 ImageNet's validation set as unpacked, without class folders, needs --devkit for its labels.
 
@@ -28,7 +28,8 @@ from trainer.errors import BadInput
 
 SUMMARY = "convert a folder of class folders of images into shards"
 
-_VALIDATION_FOLDERS = ("val", "validation")
+_VALIDATION_FOLDERS = ("val", "valid", "validation")
+_SPLIT_FOLDERS = {"train", *_VALIDATION_FOLDERS, "test"}
 _QUIET_SECONDS = 3  # a bar for the listing of files appears only where it takes longer
 
 
@@ -43,6 +44,7 @@ def run(arguments: argparse.Namespace) -> None:
     """Raises BadInput if INPUT holds no images or unusable ones, or whatever `convert` has against OUTPUT."""
     options = conversion_options(arguments)
     try:
+        _refuse_output_within(arguments)
         splits = _splits(arguments)
     except OSError as error:
         raise BadInput(f"--input: {shown(str(error.filename))} cannot be read: {error.strerror}") from error
@@ -63,16 +65,40 @@ def scan_folder(folder: Path) -> tuple[list[SourceImage], list[str]]:
     return _images_of_classes(folder, classes, classes), classes
 
 
+def _validation_beside_train(folder: Path) -> list[str]:
+    """The names of the folders of validation images, if `folder` holds splits."""
+    return [name for name in _VALIDATION_FOLDERS if (folder / "train").is_dir() and (folder / name).is_dir()]
+
+
+def _refuse_output_within(arguments: argparse.Namespace) -> None:
+    """A run that goes on would take its own shards for a class. What is hidden, or lies beside the splits, is not
+    looked at."""
+    source: Path = arguments.input
+    validation = _validation_beside_train(source)
+    output = arguments.output.resolve()
+    for folder in [source / name for name in ("train", *validation)] if validation else [source]:
+        resolved = folder.resolve()
+        if output.is_relative_to(resolved) and not any(p.startswith(".") for p in output.relative_to(resolved).parts):
+            raise BadInput(
+                f"--output {arguments.output} lies within --input {source}, where its shards would count as images: "
+                "choose a folder elsewhere"
+            )
+
+
 def _splits(arguments: argparse.Namespace) -> list[SourceSplit]:
     folder: Path = arguments.input
-    validation = [name for name in _VALIDATION_FOLDERS if (folder / name).is_dir()]
-    if (folder / "train").is_dir() and validation:
+    if validation := _validation_beside_train(folder):
         return _both_splits(arguments, validation)
     if arguments.val_shards is not None:
         raise BadInput(f"--val-shards is for an --input with train/ and val/, which {folder} is not: give --shards")
     files, classes = _class_folders(folder)
     if classes in (["train"], *([name] for name in _VALIDATION_FOLDERS)):
         raise BadInput(f"--input {folder} holds a single folder, '{classes[0]}': is it --input {folder / classes[0]}?")
+    if len(splits := [name for name in classes if name.lower() in _SPLIT_FOLDERS]) > 1:
+        raise BadInput(
+            f"--input {folder} holds the splits {', '.join(splits)}, not classes: rename two to train/ and val/, or "
+            f"convert each alone, as in --input {folder / splits[-1]}"
+        )
     if _is_unsorted_imagenet(files, classes):
         devkit = _devkit(arguments, folder)
         name = arguments.split or "validation"
@@ -86,7 +112,9 @@ def _both_splits(arguments: argparse.Namespace, validation: Sequence[str]) -> li
     """Both splits of INPUT; the labels of both count the classes of train/."""
     folder: Path = arguments.input
     if len(validation) > 1:
-        raise BadInput(f"--input {folder} holds both val/ and validation/: remove one, or convert each folder alone")
+        raise BadInput(
+            f"--input {folder} holds both {'/ and '.join(validation)}/: remove one, or convert each folder alone"
+        )
     if arguments.split is not None:
         raise BadInput(f"--input {folder} holds both splits: leave out --split, or convert each folder alone")
     others = sorted({e.name for e in _entries(folder)} - {"train", *validation})

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from data_tools.arguments import positive, split_name
+from data_tools.output_folder import sole_writer
 from data_tools.process_pool import process_pool
 from data_tools.progress import ImageProgress
 from data_tools.shard_scan import ShardScan, scan_shard
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Raises BadInput if there are no shards, if any of them cannot be read, or if an index of others stands there."""
+    """Raises BadInput if there are no shards, if any of them cannot be read, or if the index cannot be written or would
+    replace one of others."""
     paths = find_shards(arguments.shards)
     output = arguments.output or _common_folder(paths)
     names = [_name_in_index(path, output) for path in paths]
@@ -48,13 +50,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.classes is not None:
         classes = _read_classes(arguments.classes)
     _require_writable(output)
-    scans = scan_shards(paths, arguments.workers)
-    labels = np.concatenate([scan.labels for scan in scans])
-    if classes is not None and labels.max() >= len(classes):
-        raise BadInput(f"the shards hold the label {labels.max()}, but there are only {len(classes)} class names")
-    shards = [replace(scan.shard, path=name) for scan, name in zip(scans, names, strict=True)]
-    offsets = np.concatenate([scan.ranges for scan in scans])
-    index = write_index(output, arguments.split, shards, offsets, classes, left_out)
+    # Held from here on: a second command that changes the files which splits share is refused before it reads anything.
+    with sole_writer(output, "mend that and run the command again"):
+        scans = scan_shards(paths, arguments.workers)
+        labels = np.concatenate([scan.labels for scan in scans])
+        if classes is not None and labels.max() >= len(classes):
+            raise BadInput(f"the shards hold the label {labels.max()}, but there are only {len(classes)} class names")
+        shards = [replace(scan.shard, path=name) for scan, name in zip(scans, names, strict=True)]
+        offsets = np.concatenate([scan.ranges for scan in scans])
+        index = write_index(output, arguments.split, shards, offsets, classes, left_out)
     unlabelled = int((labels < 0).sum())
     print(
         f"{index.file}: {index.num_samples} images in {len(shards)} shards, "
@@ -177,6 +181,11 @@ def _present(file: Path, names: Sequence[str], overwrite: bool) -> tuple[Sequenc
     try:
         index = json.loads(file.read_text(encoding="utf-8"))
         present = [entry["url"] for entry in index["shardlist"]]
+    except OSError as error:
+        raise BadInput(
+            f"{file} is there already and cannot be read ({error.strerror}): mend that, or choose another --output or "
+            "--split"
+        ) from error
     except (ValueError, TypeError, KeyError) as error:
         raise BadInput(f"{file} is there already and no shard index: choose another --output or --split") from error
     if sorted(present) != sorted(names):

@@ -1,6 +1,7 @@
 """Where a few dozen real photographs come from: two Debian packages, or the Python packages that are installed
 anyway."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -34,14 +35,26 @@ class FetchError(Exception):
     """A Debian package could not be fetched or unpacked here."""
 
 
+def user_cache(name: str) -> Path:
+    """The folder of that name among the user's caches. Raises BadInput where there is no home directory."""
+    try:
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    except RuntimeError as error:
+        raise BadInput("no home directory to keep downloads in: set XDG_CACHE_HOME to a folder") from error
+    return Path(caches, "localmim-freeze", name)
+
+
 def debian_photographs(cache: Path) -> list[Path]:
     """The photographs in the Debian packages, which are downloaded by name and unpacked into `cache` unless they lie
     there already. Nothing is installed. Raises FetchError."""
     photographs = []
     for package, (folder, drawings) in _DEBIAN.items():
         root = cache / package
-        if not root.is_dir():
-            _fetch(package, root)
+        try:
+            if not root.is_dir():
+                _fetch(package, root)
+        except OSError as error:
+            raise FetchError(str(error)) from error
         found = sorted(path for path in (root / folder).rglob("*.jpg") if path.stem not in drawings)
         if not found:
             raise FetchError(f"{root / folder} holds no photographs")

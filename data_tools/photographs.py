@@ -5,7 +5,6 @@ downloaded, not installed), or, where apt-get is missing or fails, those inside 
 photographs are cut into tiles. Each photograph is a class, so that there are labels to evaluate on."""
 
 import argparse
-import os
 import re
 import shutil
 import sys
@@ -17,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from data_tools.arguments import picture_size, positive
-from data_tools.photograph_sources import FetchError, debian_photographs, packaged_photographs
+from data_tools.photograph_sources import FetchError, debian_photographs, packaged_photographs, user_cache
+from trainer.errors import BadInput
 
 SUMMARY = "gather real photographs as a folder of class folders"
 
@@ -31,21 +31,29 @@ _VIEWS_PER_SIDE = 5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    default_cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "localmim-freeze", "photographs")
     parser.add_argument("--output", type=Path, required=True, help="folder to make")
-    parser.add_argument("--cache", type=Path, default=default_cache, help=f"for downloads (default: {default_cache})")
+    parser.add_argument("--cache", type=Path, help="for downloads (default: in $XDG_CACHE_HOME or ~/.cache)")
     parser.add_argument("--size", type=picture_size, default=(500, 375), help="of the tiles (default: 500x375)")
     parser.add_argument("--limit", type=positive, help="stop after so many tiles")
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """Makes the folder, all of it or nothing. An output that exists is kept as it is."""
+    """Makes the folder, all of it or nothing. An output that exists is kept as it is.
+
+    Raises BadInput if there are no photographs to be had, or if it cannot be written."""
     output: Path = arguments.output
+    try:
+        _gather(arguments, output)
+    except OSError as error:
+        raise BadInput(f"--output {output} cannot be made ({error}): mend that, or choose another") from error
+
+
+def _gather(arguments: argparse.Namespace, output: Path) -> None:
     if output.is_dir() and any(output.iterdir()):
         print(f"{output} is there already and kept as it is; delete it to gather the photographs anew", file=sys.stderr)
         return
     try:
-        photographs, overlapping = debian_photographs(arguments.cache), False
+        photographs, overlapping = debian_photographs(arguments.cache or user_cache("photographs")), False
     except FetchError as error:
         print(f"no Debian packages ({error}): taking scikit-image's and scikit-learn's photographs", file=sys.stderr)
         photographs, overlapping = packaged_photographs(), True

@@ -1,9 +1,10 @@
 """`{split}.report.json`: which conversion a directory's shards belong to, and what was found about its images.
 
     {"fingerprint": …, "images": 1281167, "short_side": null, "resized": 0,
-     "transcoded": {name: what it was}, "bad": {name: reason}}
+     "transcoded": {name: what it was}, "bad": {name: reason}, "unreadable": {name: reason}}
 
-It is written once all images were looked at, before the first shard, and spares a run that continues that look."""
+It is written once all images were looked at, before the first shard, and spares a run that continues that look, but for
+files that the operating system did not let us read: that may pass."""
 
 import hashlib
 import json
@@ -46,7 +47,7 @@ class Report:
         try:
             report = json.loads(self.file.read_text(encoding="utf-8"))
             if report["fingerprint"] == self.fingerprint:
-                return Findings(report["bad"], report["transcoded"], report["resized"])
+                return Findings(report["bad"], report["transcoded"], report["resized"], report["unreadable"])
         except (FileNotFoundError, ValueError, TypeError, KeyError):
             pass  # no report, or none that this version wrote: what the shards are is then unknown
         split = self.file.name.removesuffix(".report.json")

@@ -26,11 +26,12 @@ _BLOCK_BYTES = 8 * 2**20  # read at once: what a sequential reader would
 @dataclass(frozen=True)
 class ShardCheck:
     """What is to be checked: a shard's place and its entry in the index, the byte ranges of its samples, int64
-    [samples, 2], the number of classes (None: the index names none), and whether to decode the images."""
+    [samples, 2] (None: not known, so that only size and sha256 can be compared), the number of classes (None: the index
+    names none), and whether to decode the images."""
 
     location: str
     shard: Shard
-    ranges: NDArray[np.int64]
+    ranges: NDArray[np.int64] | None
     num_classes: int | None
     decode: bool
 
@@ -38,7 +39,7 @@ class ShardCheck:
 def check_shard(task: ShardCheck) -> list[str]:
     """Every fault of a shard, a line for each, naming the shard and, where there are such, byte range and sample."""
     name = redact(task.location)
-    if fault := _range_fault(task.ranges):
+    if task.ranges is not None and (fault := _range_fault(task.ranges)):
         return [f"shard {name}: {fault}"]
     storage = Storage()
     try:
@@ -68,26 +69,37 @@ def _faults(task: ShardCheck, name: str, storage: Storage, size: int) -> Iterato
     if size != task.shard.num_bytes:
         yield f"shard {name}: has {size} bytes where the index says {task.shard.num_bytes}"
     digest = hashlib.sha256()
-    keys: set[str] = set()
-    whole = int(np.searchsorted(task.ranges[:, 1], size, side="right"))  # samples that the file is long enough for
-    position = 0
-    for first, last in _blocks(task.ranges[:whole]):
-        content = storage.read_range(task.location, position, int(task.ranges[last - 1, 1]), size)
-        digest.update(content)
-        yield from _block_faults(task, name, content, position, task.ranges[first:last], keys)
-        position += len(content)
-    if whole < len(task.ranges):
-        first, end, lost = int(task.ranges[whole, 0]), int(task.ranges[-1, 1]), len(task.ranges) - whole
-        yield f"shard {name}, bytes {first}-{end}: the last {lost} samples are cut off"
-        return
-    tail = storage.read_range(task.location, position, size, size) if position < size else b""
-    digest.update(tail)
-    yield from _strangers(tail, name, position, ends_archive=True)
+    if task.ranges is None:
+        for first in range(0, size, _BLOCK_BYTES):
+            digest.update(storage.read_range(task.location, first, min(first + _BLOCK_BYTES, size), size))
+    else:
+        yield from _content_faults(task, task.ranges, name, storage, size, digest)
     if size == task.shard.num_bytes and digest.hexdigest() != task.shard.sha256:
         yield (
             f"shard {name}: its sha256 is {digest.hexdigest()[:12]}… where the index says {task.shard.sha256[:12]}…: "
             "bytes have changed" + ("" if task.decode else "; if nothing else is said, --decode may tell which")
         )
+
+
+def _content_faults(
+    task: ShardCheck, ranges: NDArray[np.int64], name: str, storage: Storage, size: int, digest: "hashlib._Hash"
+) -> Iterator[str]:
+    """Faults of the samples, and of what lies between and behind them. All that is read goes into `digest`."""
+    keys: set[str] = set()
+    whole = int(np.searchsorted(ranges[:, 1], size, side="right"))  # samples that the file is long enough for
+    position = 0
+    for first, last in _blocks(ranges[:whole]):
+        content = storage.read_range(task.location, position, int(ranges[last - 1, 1]), size)
+        digest.update(content)
+        yield from _block_faults(task, name, content, position, ranges[first:last], keys)
+        position += len(content)
+    tail = storage.read_range(task.location, position, size, size) if position < size else b""
+    digest.update(tail)
+    if whole < len(ranges):
+        first, end, lost = int(ranges[whole, 0]), int(ranges[-1, 1]), len(ranges) - whole
+        yield f"shard {name}, bytes {first}-{end}: the last {lost} samples are cut off"
+    else:
+        yield from _strangers(tail, name, position, ends_archive=True)
 
 
 def _block_faults(

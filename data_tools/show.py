@@ -17,6 +17,7 @@ from data_tools.arguments import positive, split_name
 from data_tools.contact_sheet import Picture, draw_sheet
 from data_tools.progress import ImageProgress
 from data_tools.sample_facts import SampleFacts, gather_facts, read_chunk
+from data_tools.splits import splits_in
 from trainer.data.decode import UndecodableImage, decode_rgb
 from trainer.data.errors import ShardError
 from trainer.data.reader import RawSample, parse_sample
@@ -47,6 +48,8 @@ def run(arguments: argparse.Namespace) -> None:
     index = ShardIndex.open(arguments.index, arguments.split)
     order = np.random.default_rng(arguments.seed).permutation(index.num_samples)
     print("\n".join(_index_lines(index)))
+    if others := [split for split in splits_in(arguments.index) if split != arguments.split]:
+        print(_line("other splits", f"{', '.join(others)} (--split shows them)"))
     subset = order[: arguments.subset]
     facts: list[SampleFacts | None] = []
     # Pillow warns of damaged EXIF, which nothing here reads.

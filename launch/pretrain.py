@@ -9,7 +9,8 @@ On a laptop or a CPU box, with two ranks and a tiny model:
         --output RUN
 
 Continue a run, on any number of ranks: the same command (`--resume auto` is the default).
-Exit codes: 0 done, 2 bad input, 75 stopped by a signal after saving, other = crash.
+Exit codes: 0 done, 2 bad input, 75 stopped after saving (a signal, train.stop_after, a launcher that is
+gone), other = crash.
 """
 
 import argparse

@@ -90,7 +90,9 @@ def test_the_search_for_dangers_finds_them(source: str) -> None:
 
 
 NAME = "rank_00000.safetensors"
+DEEP = '{"a":' * 100_000 + "0" + "}" * 100_000
 Spoil = Callable[[Path], dict[str, FileRecord] | None]
+"""Spoils a checkpoint; returns what its manifest says of its files, or None if the manifest is to stay as it is."""
 
 
 def whole_checkpoint(folder: Path) -> Path:
@@ -171,6 +173,10 @@ def with_tensors(**tensors: torch.Tensor) -> Spoil:
     return spoil
 
 
+def nested_manifest(directory: Path) -> None:
+    (directory / "manifest.json").write_text('{"format_version": 2, "recipe": ' + DEEP + "}")
+
+
 def safetensors_header(text: str, claimed: int | None = None) -> bytes:
     return struct.pack("<Q", len(text) if claimed is None else claimed) + text.encode()
 
@@ -187,6 +193,8 @@ HOSTILE_CHECKPOINTS: dict[str, Spoil] = {
     "folder in place of a file": folder_for_a_file,
     "claim of 4 exabytes": huge_claim,
     "no safetensors file": with_content(b"\x80\x04\x95pickle"),
+    "manifest that nests without end": nested_manifest,
+    "header that nests without end": with_content(safetensors_header(DEEP)),
     "header of 8 exabytes": with_content(safetensors_header("{}", claimed=2**63)),
     "tensor beyond the file": with_content(
         safetensors_header('{"master:weight:0": {"dtype": "F32", "shape": [99], "data_offsets": [0, 396]}}')
@@ -206,7 +214,9 @@ def test_a_hostile_checkpoint_is_one_clear_error(spoil: Spoil, tmp_path: Path) -
     model = torch.nn.Linear(3, 1, bias=False)
     model.weight = torch.nn.Parameter(torch.zeros(3))
     before = sorted(tmp_path.rglob("*"))
-    write_manifest(directory, manifest(directory, spoil(directory) or {}))
+    files = spoil(directory)
+    if files is not None:
+        write_manifest(directory, manifest(directory, files))
     with pytest.raises((DamagedCheckpoint, BadInput)) as refused:
         load(directory, model)
     assert "\n" not in str(refused.value)

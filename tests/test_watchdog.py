@@ -1,5 +1,9 @@
 """The watchdog's report, and its alarm on real ranks of which one does not come."""
 
+import os
+import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,8 +39,9 @@ def test_no_answer_from_the_store_blames_rank_zero() -> None:
 
 
 def test_torch_aborts_collectives_later_than_the_watchdog() -> None:
-    for hang_timeout in (0.0, 60.0, 1800.0, 86400.0):
+    for hang_timeout in (60.0, 1800.0, 86400.0):
         assert collective_timeout(hang_timeout).total_seconds() > hang_timeout
+    assert collective_timeout(0.0).days > 100  # no limit of ours, none of torch's
 
 
 def one_rank_skips_a_collective(timeout: float, directory: str) -> None:
@@ -74,3 +79,26 @@ def slow_rank_that_moves(timeout: float, directory: str) -> str:
 @pytest.mark.slow
 def test_slow_progress_is_no_hang(tmp_path: Path) -> None:
     assert run_on_ranks(slow_rank_that_moves, 2, 3.0, str(tmp_path)) == ["alive", "alive"]
+
+
+def stopped_and_continued(timeout: float, directory: str) -> str:
+    """Both ranks stand still at the same time, as under a scheduler that suspends a job; then they go on."""
+    watchdog = Watchdog(timeout, Path(directory))
+    watchdog.at("data", 1)
+    time.sleep(2)  # both watchdogs look once before
+    sleeper = subprocess.Popen([sys.executable, "-c", RESUMER, str(os.getpid()), str(timeout + 8)])
+    os.kill(os.getpid(), signal.SIGSTOP)
+    sleeper.wait()
+    time.sleep(timeout / 2)
+    watchdog.at("data", 2)
+    dist.barrier()
+    watchdog.close()
+    return "alive"
+
+
+RESUMER = "import os, signal, sys, time; time.sleep(float(sys.argv[2])); os.kill(int(sys.argv[1]), signal.SIGCONT)"
+
+
+@pytest.mark.slow
+def test_a_run_that_was_suspended_goes_on(tmp_path: Path) -> None:
+    assert run_on_ranks(stopped_and_continued, 2, 4.0, str(tmp_path)) == ["alive", "alive"]

@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from trainer.album import draw_reconstruction_picture, draw_timeline_picture
 from trainer.checkpoint.background import BackgroundSaves, SaveReport
+from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.manifest import Manifest, directory_name
 from trainer.checkpoint.reader import Checkpoint
-from trainer.checkpoint.writer import save_checkpoint
+from trainer.checkpoint.writer import SaveFailed, save_checkpoint
 from trainer.data.batches import MicroBatch
 from trainer.data.loader import make_loader
 from trainer.engine.engine import FreezeReport, FreezingEngine
@@ -29,8 +30,8 @@ from trainer.model.masking import mask_noise
 from trainer.numerics import BadSteps, farewell, write_report
 from trainer.plan import RunPlan
 from trainer.ranks import from_rank_zero
-from trainer.setup import choose_checkpoint, start_process_group, write_run_files
-from trainer.stopping import StopRequests
+from trainer.setup import choose_checkpoint, prepare_output, start_process_group
+from trainer.stopping import StopRequests, StopSignals
 from trainer.tracking.console import Console
 from trainer.tracking.losses import StageLosses, largest_over_ranks
 from trainer.tracking.metrics import Metrics, read_metrics
@@ -48,12 +49,13 @@ def pretrain(plan: RunPlan, resume: str) -> int:
 
     The process group is left as it is when something raises: tearing it down might wait for ranks that wait for this
     one, and the launcher ends them all."""
+    signals = StopSignals()  # from here on they are heard, though the first step may be minutes away
     hang_timeout = plan.recipe.train.hang_timeout
     device = start_process_group(plan.ranks, collective_timeout(hang_timeout))
     watchdog = Watchdog(hang_timeout, plan.output / "flight_recorder")
     try:
         # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
-        training = Training(plan, device, choose_checkpoint(plan, resume), watchdog)
+        training = Training(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
         code = training.run()
     except RuntimeError as error:  # a collective's, if another rank is gone
         lost = watchdog.lost_ranks()
@@ -69,11 +71,19 @@ def pretrain(plan: RunPlan, resume: str) -> int:
 class Training:
     """One run on this rank: model, engine, data and the position among the steps."""
 
-    def __init__(self, plan: RunPlan, device: torch.device, checkpoint: Checkpoint | None, watchdog: Watchdog):
-        from_rank_zero(lambda: write_run_files(plan))
+    def __init__(
+        self,
+        plan: RunPlan,
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+        watchdog: Watchdog,
+        signals: StopSignals,
+    ):
+        prepare_output(plan, checkpoint)
         recipe, ranks = plan.recipe, plan.ranks
         self.plan, self.device, self.console, self.watchdog = plan, device, Console(ranks.rank), watchdog
         self.step = checkpoint.manifest.step if checkpoint else 0
+        watchdog.at("building the model", self.step)
         torch.manual_seed(recipe.train.seed)
         self.model = LocalMIM(recipe.model)
         self.shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
@@ -84,10 +94,12 @@ class Training:
                 self.model.freeze_prefix(checkpoint.manifest.frozen_units)
             frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
             checkpoint.load_archive(self.archive, frozen, ranks.rank, ranks.world_size)
+        watchdog.at("building the engine", self.step)
         self.engine = FreezingEngine(self.model, plan.ds, recipe.optimizer)
         if checkpoint:
             checkpoint.load_engine(self.engine)
         self.controller = FreezeController(plan.schedule, self.engine, self.archive)
+        watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
         self.losses = StageLosses(len(recipe.model.stage_blocks), device)
         self.metrics = None
@@ -96,7 +108,9 @@ class Training:
         self.substitutions = Substitutions(read_metrics(plan.output) if self.metrics else [])
         self._announce(checkpoint)
         train = recipe.train
-        self.stop_requests = StopRequests(stop_after=train.stop_after, timeout=collective_timeout(train.hang_timeout))
+        self.stop_requests = StopRequests(
+            signals, stop_after=train.stop_after, timeout=collective_timeout(train.hang_timeout)
+        )
         self.bad_steps = BadSteps(train.max_bad_steps)
         self.saves = BackgroundSaves(plan.checkpoints, recipe.checkpoint, self._ask_to_stop)
 
@@ -249,9 +263,12 @@ class Training:
             return False
         root = self.plan.output / "inspection"
         report, path = self.bad_steps.report(self.step, self.engine), root / f"{directory_name(self.step)}.json"
-        from_rank_zero(lambda: write_report(path, report))  # first: it is small, should the disk be full
         self.console.say(f"error: {farewell(report, path)}")
-        save_checkpoint(root, self._manifest(), self.engine, self.archive, keep_last=self.step)  # all of them
+        try:
+            from_rank_zero(lambda: write_report(path, report))  # first: it is small, should the disk be full
+            save_checkpoint(root, self._manifest(), self.engine, self.archive, CheckpointConfig(keep_every=1))
+        except (OSError, SaveFailed) as error:  # on all ranks alike
+            self.console.say(f"error: {root} is not complete: {error}")
         return True
 
     def _manifest(self) -> Manifest:

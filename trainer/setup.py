@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from deepspeed import DeepSpeedConfig
 from deepspeed.accelerator import get_accelerator
 from pydantic import ValidationError
@@ -23,6 +24,7 @@ from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
 from trainer.files import write_text
+from trainer.model.localmim import LocalMIM
 from trainer.plan import RunPlan
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_recipe
@@ -83,36 +85,21 @@ def start_process_group(ranks: Ranks, timeout: timedelta) -> torch.device:
 
 
 def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
-    """The checkpoint to continue from, the same on every rank; None = start anew.
+    """The checkpoint to continue from, the same on every rank; None = start anew. Changes nothing on disk.
 
-    Raises `BadInput` if it is not of this recipe and these shards."""
-
-    def accept(path: Path) -> None:
-        manifest = read_manifest(path)
-        _refuse_another_run(plan, manifest, path)
-        _set_aside_beyond(plan, manifest.step)
-
+    Raises `BadInput` if it is not of this recipe, these shards and this model."""
     say = Console(plan.ranks.rank).say
     candidates = from_rank_zero(lambda: checkpoint_candidates(plan.checkpoints, resume))
     path = first_whole(candidates, resume, say, lambda directory: verify_together(directory, say))
     if path is None:
         return None
-    from_rank_zero(lambda: accept(path))
+    from_rank_zero(lambda: _refuse_another_run(plan, read_manifest(path), path))
     try:
-        return Checkpoint(path)
+        checkpoint = Checkpoint(path)
     except DamagedCheckpoint as error:
         raise BadInput(str(error)) from None
-
-
-def _set_aside_beyond(plan: RunPlan, step: int) -> None:
-    """Rename what lies beyond the chosen checkpoint, damaged or of a future given up by `--resume PATH`.
-
-    The run is about to write those steps anew, and neither pruning nor the next `--resume auto` may mix the two up."""
-    for directory in list_checkpoints(plan.checkpoints):
-        if step_of(directory) > step:
-            aside = directory.with_name(f"set_aside_{directory.name}_{time.strftime('%Y%m%d_%H%M%S')}")
-            directory.rename(aside)
-            Console(0).say(f"set aside {directory.name}, which lies beyond step {step}: delete {aside} if unwanted")
+    _refuse_another_model(plan, checkpoint)
+    return checkpoint
 
 
 def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
@@ -130,21 +117,71 @@ def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
         )
 
 
-def write_run_files(plan: RunPlan) -> None:
-    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved.
-
-    Raises `BadInput` where DeepSpeed refuses the ds_config, before anything is written, and where nothing can be."""
-    _require_deepspeed_accepts(plan.ds.config)
+def _refuse_another_model(plan: RunPlan, checkpoint: Checkpoint) -> None:
+    """The same recipe may make other shapes in another version of the program. Takes no memory for the weights."""
+    with torch.device("meta"):
+        model = LocalMIM(plan.recipe.model)
+    checkpoint.require_fits(model)
     try:
-        for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
-            directory.mkdir(parents=True, exist_ok=True)
-        write_text(plan.output / "recipe.yaml", dump_recipe(plan.recipe))
-        write_text(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
-        write_text(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
-    except OSError as error:
-        raise BadInput(
-            f"--output {plan.output}: cannot be written ({error.strerror}): choose another, or mend that"
-        ) from None
+        model.freeze_prefix(checkpoint.manifest.frozen_units)
+    except ValueError as error:
+        raise BadInput(f"{checkpoint.directory}: {error}; give another checkpoint") from None
+
+
+def prepare_output(plan: RunPlan, checkpoint: Checkpoint | None) -> None:
+    """The run directory as the first step needs it, on disk and seen by all ranks. Collective.
+
+    Comes after everything that can be refused by reading. Raises `BadInput` on every rank where DeepSpeed refuses the
+    ds_config, before anything is written, where nothing can be, and where a rank does not see what is."""
+
+    def on_rank_zero() -> None:
+        _require_deepspeed_accepts(plan.ds.config)
+        try:
+            write_run_files(plan, checkpoint.manifest.step if checkpoint else None)
+        except OSError as error:
+            raise BadInput(
+                f"--output {plan.output}: cannot be written ({error.strerror}): choose another, or mend that"
+            ) from None
+
+    from_rank_zero(on_rank_zero)
+    require_shared(plan.output, plan.checkpoints)
+
+
+def require_shared(output: Path, folder: Path) -> None:
+    """Find out before the first step, not at the first save, that `output` is each machine's own. Collective.
+
+    `folder` is one in it that rank 0 has just made. Raises `BadInput` on every rank if one of them does not see it."""
+    seen: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(seen, None if os.path.isdir(folder) else str(output))
+    for rank, its_output in enumerate(seen):
+        if its_output is not None:
+            raise BadInput(
+                f"rank {rank} does not see --output {its_output} as rank 0 does: give a folder that all machines share"
+            )
+
+
+def write_run_files(plan: RunPlan, step: int | None) -> None:
+    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved, and its folders, to go on from `step`.
+
+    Raises OSError."""
+    for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
+        directory.mkdir(parents=True, exist_ok=True)
+    if step is not None:
+        _set_aside_beyond(plan, step)
+    write_text(plan.output / "recipe.yaml", dump_recipe(plan.recipe))
+    write_text(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
+    write_text(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
+
+
+def _set_aside_beyond(plan: RunPlan, step: int) -> None:
+    """Rename what lies beyond the chosen checkpoint, damaged or of a future given up by `--resume PATH`.
+
+    The run is about to write those steps anew, and neither pruning nor the next `--resume auto` may mix the two up."""
+    for directory in list_checkpoints(plan.checkpoints):
+        if step_of(directory) > step:
+            aside = directory.with_name(f"set_aside_{directory.name}_{time.strftime('%Y%m%d_%H%M%S')}")
+            directory.rename(aside)
+            Console(0).say(f"set aside {directory.name}, which lies beyond step {step}: delete {aside} if unwanted")
 
 
 def _require_deepspeed_accepts(config: dict) -> None:
@@ -160,7 +197,8 @@ def _require_deepspeed_accepts(config: dict) -> None:
         message = "unknown key" if first["type"] == "extra_forbidden" else f"{first['msg']} (given: {first['input']!r})"
         raise BadInput(f"ds_config: {key}: {message}; mend or remove it") from None
     except Exception as error:  # DeepSpeed has no class of its own for the others
-        raise BadInput(f"ds_config: DeepSpeed refuses it ({str(error).splitlines()[0]}): mend that key") from None
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise BadInput(f"ds_config: DeepSpeed refuses it ({why}): mend that key") from None
 
 
 def _environment(plan: RunPlan) -> dict:

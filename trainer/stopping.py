@@ -22,21 +22,37 @@ IMPATIENT_SECONDS = 1.0
 """One Ctrl-C reaches a rank twice, from the terminal and from torchrun. A second one comes later than that."""
 
 
+class StopSignals:
+    """Takes note of signals from now on. Make it in the main thread, before anything that takes long."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        self._interrupted = float("inf")  # when the first SIGINT came
+        for number in SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        """Only takes note: anything more, printing included, may not be done inside a signal handler."""
+        if number == signal.SIGINT:
+            if time.monotonic() - self._interrupted > IMPATIENT_SECONDS:
+                raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
+            self._interrupted = min(self._interrupted, time.monotonic())
+        self.received = signal.Signals(number).name
+
+
 class StopRequests:
-    def __init__(self, *, stop_after: float | None, timeout: timedelta) -> None:
+    def __init__(self, signals: StopSignals, *, stop_after: float | None, timeout: timedelta) -> None:
         """`stop_after`: seconds from the start of this process to a stop; None = no limit. `timeout` of the collective:
         how far one rank may fall behind another. Collective."""
         self.reason: str | None = None  # this rank's own
+        self._signals = signals
         process = psutil.Process(os.getpid())
         self._launchers = [parent for parent in process.parents() if _is_launcher(parent)]
         age = time.time() - process.create_time()
         self._deadline = float("inf") if stop_after is None else time.monotonic() - age + stop_after
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
-        self._interrupted = float("inf")  # when the first SIGINT came
         self._flag = torch.zeros(1, dtype=torch.int32)
         self._under_way: dist.Work | None = None
-        for number in SIGNALS:
-            signal.signal(number, self._on_signal)
 
     def agreed(self) -> bool:
         """Whether the run is to stop now: the same answer on every rank. Call once per step, on every rank."""
@@ -55,19 +71,20 @@ class StopRequests:
         return bool(self._flag.item())
 
     def _wanted(self) -> int:
+        self.reason = self.reason or self._signals.received
         if self.reason is None and time.monotonic() > self._deadline:
             self.reason = "train.stop_after"
-        if self.reason is None and not all(launcher.is_running() for launcher in self._launchers):
+        if self.reason is None and not all(map(_is_alive, self._launchers)):
             self.reason = "the launcher is gone"
         return int(self.reason is not None)
 
-    def _on_signal(self, number: int, _frame: object) -> None:
-        """Only takes note: anything more, printing included, may not be done inside a signal handler."""
-        if number == signal.SIGINT:
-            if time.monotonic() - self._interrupted > IMPATIENT_SECONDS:
-                raise KeyboardInterrupt  # a second Ctrl-C: the user does not want to wait
-            self._interrupted = min(self._interrupted, time.monotonic())
-        self.reason = signal.Signals(number).name
+
+def _is_alive(process: psutil.Process) -> bool:
+    """A dead process that nobody has collected, as in a container without an init process, is still listed."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _is_launcher(process: psutil.Process) -> bool:

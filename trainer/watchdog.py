@@ -7,6 +7,7 @@ that has not moved for `timeout` seconds raises the alarm there. Every rank then
 Python stack, and ends with exit code 1, upon which the launcher ends the rest.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Generic, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -30,14 +31,17 @@ T = TypeVar("T")
 BEAT_SECONDS = 1.0
 ANSWER_SECONDS = 3.0
 """How long the store may take to answer before rank 0, which serves it, counts as gone."""
+PAUSE_SECONDS = 5.0
+"""How much later than planned a look of the watchdog may come before its whole process counts as having stood still."""
 ALARM = "alarm"
 EXIT_CODE = 1
 NO_HANG = timedelta(days=365)
 
 
 def collective_timeout(hang_timeout: float) -> timedelta:
-    """For every process group: torch's own abort names neither rank nor step, so it may only come after ours."""
-    return timedelta(seconds=max(3600.0, 2 * hang_timeout))
+    """For every process group: torch's own abort names neither rank nor step, so it may only come after ours. Without
+    a limit of ours there is none of torch's."""
+    return timedelta(seconds=max(3600.0, 2 * hang_timeout)) if hang_timeout else NO_HANG
 
 
 def keep_flight_recorder() -> None:
@@ -116,9 +120,17 @@ class Watchdog:
         return store
 
     def _watch(self) -> None:
+        question: _Question[bool] | None = None
+        awake_since = last_look = time.monotonic()
         while not self._closed.wait(BEAT_SECONDS):
-            alarm = _within(ANSWER_SECONDS, self._publish)
-            stuck = time.monotonic() - self._place[3] > self._timeout
+            if question is None or not question.is_alive():  # one at a time, however long rank 0 takes
+                question = _Question(self._publish)
+            alarm = question.answer_within(ANSWER_SECONDS)
+            now = time.monotonic()
+            if now - last_look > BEAT_SECONDS + ANSWER_SECONDS + PAUSE_SECONDS:
+                awake_since = now  # it was this process that stood still: suspended by a scheduler, say
+            last_look = now
+            stuck = now - max(awake_since, self._place[3]) > self._timeout
             if (alarm or stuck) and not self._closed.is_set():
                 self._end()
 
@@ -204,18 +216,24 @@ def _ranges(numbers: list[int]) -> str:
     return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
+class _Question(threading.Thread, Generic[T]):
+    """A call to the store in a thread of its own: one to a stopped process never returns, whatever its timeout."""
+
+    def __init__(self, ask: Callable[[], T]):
+        super().__init__(daemon=True)
+        self._ask = ask
+        self._answer: T | None = None
+        self.start()
+
+    def run(self) -> None:
+        with contextlib.suppress(RuntimeError):  # torch.distributed's errors, a broken connection among them
+            self._answer = self._ask()
+
+    def answer_within(self, seconds: float) -> T | None:
+        """None where there is no answer in time, or an error."""
+        self.join(seconds)
+        return self._answer
+
+
 def _within(seconds: float, ask: Callable[[], T]) -> T | None:
-    """The answer, or None where there is none in time or an error: a call to the store of a stopped process never
-    returns, whatever its timeout."""
-    answers: list[Any] = []
-
-    def call() -> None:
-        try:
-            answers.append(ask())
-        except RuntimeError:  # torch.distributed's errors, a broken connection among them
-            return
-
-    thread = threading.Thread(target=call, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    return answers[0] if answers else None
+    return _Question(ask).answer_within(seconds)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.corpus import Corpus, make_corpus
+from benchmarks.corpus import Corpus, _data_tools, make_corpus
 from benchmarks.data import main
 from trainer.errors import BadInput
 
@@ -54,6 +54,12 @@ def test_an_output_in_no_folder_is_refused_before_anything_is_measured(
     assert printed.err == (
         f"benchmarks.data: --output {tmp_path}/missing/page.md: there is no folder {tmp_path}/missing; make it\n"
     )
+
+
+def test_a_tool_that_ends_without_a_word_is_named_with_its_exit_code(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    with pytest.raises(BadInput, match="data_tools verify: exit code 1"):
+        _data_tools("verify")
 
 
 def test_a_folder_without_class_folders_is_refused(tmp_path: Path):

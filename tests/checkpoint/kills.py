@@ -18,10 +18,9 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from tests.checkpoint.tensors import Counting, manifest, require_counted
+from tests.checkpoint.tensors import Counting, found_for, manifest, require_counted
 from trainer.checkpoint.background import BackgroundSaves
 from trainer.checkpoint.config import CheckpointConfig
-from trainer.checkpoint.find import find_checkpoint
 from trainer.checkpoint.manifest import step_of
 
 NUMEL = 1_000_000  # 12 MB a checkpoint: a save takes some tens of milliseconds
@@ -40,7 +39,7 @@ def main(folder: Path, rounds: int, seed: int) -> None:
             os.kill(pid, signal.SIGKILL)
         ends = dict(_end_of(pid) for pid in pids)  # a rank left alone must end by itself
         damaged: list[str] = []
-        newest = find_checkpoint(root, "auto", damaged.append)
+        newest = found_for(root, "auto", damaged.append)
         assert newest is not None
         require_counted(newest)
         print(

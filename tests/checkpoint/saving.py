@@ -5,6 +5,7 @@ from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import torch.distributed as dist
@@ -13,6 +14,7 @@ from tests.checkpoint.tensors import Counting, manifest
 from tests.engine.cases import Setting, engine_for, new_model, train_step
 from tests.engine.resumption import save
 from trainer.checkpoint import manifest as manifest_module
+from trainer.checkpoint import writer as writer_module
 from trainer.checkpoint.background import BackgroundSaves
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.find import verify_together
@@ -56,6 +58,24 @@ def save_twice_and_train_on(setting: Setting, root: str) -> int:
             train_step(engine, step)
         saves.wait()
         return len(saves.reports())
+
+
+def save_while_housekeeping_fails(root: str, what: str) -> tuple[str | None, bool, list[str]]:
+    """Save a second checkpoint while `what` the writer does after its rename raises; the error, and what is left."""
+    state, saves = Counting(100), BackgroundSaves(Path(root), CheckpointConfig(keep_last=1), lambda reason: None)
+    real = getattr(writer_module, what)
+
+    def failing(path: Path, *rest: Any) -> Any:
+        if (path.parent if what == "write_text" else path) == Path(root):
+            raise OSError("the mount is slow today")
+        return real(path, *rest)
+
+    for step in (1, 2):
+        state.count(step)
+        with mock.patch.object(writer_module, what, failing if step == 2 else real):
+            saves.save(manifest(step, state.shapes, world_size=dist.get_world_size()), state, state.archive)
+            saves.wait()
+    return saves.reports()[1].error, saves.failed, sorted(path.name for path in Path(root).glob("step_*"))
 
 
 @dataclass

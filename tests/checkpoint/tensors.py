@@ -1,13 +1,14 @@
 """A training state without a model: what `engine.fragments` yields, of a size and content that a test chooses."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint.manifest import FileRecord, Manifest, directory_name, write_manifest
+from trainer.checkpoint.find import checkpoint_candidates, first_whole
+from trainer.checkpoint.manifest import FileRecord, Manifest, directory_name, verify, write_manifest
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.state_file import MASTER, sha256, tensor_key, write_fp32
 from trainer.engine.fragments import Fragment, even_slice
@@ -41,6 +42,11 @@ def write_by_hand(root: Path, step: int, weights: dict[str, torch.Tensor], world
     shapes = {name: list(weight.shape) for name, weight in weights.items()}
     write_manifest(directory, manifest(step, shapes, world_size=world_size, files=files, **changes))
     return directory
+
+
+def found_for(root: Path, resume: str, say: Callable[[str], None]) -> Path | None:
+    """The checkpoint that a run goes on from; as `trainer.setup` finds it, but verified in one process."""
+    return first_whole(checkpoint_candidates(root, resume), resume, say, verify)
 
 
 class Counting:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.checkpoint.tensors import write_by_hand
-from trainer.checkpoint.find import checkpoints_at, find_checkpoint, newest_whole
+from tests.checkpoint.tensors import found_for, write_by_hand
+from trainer.checkpoint.find import checkpoints_at, newest_whole
 from trainer.checkpoint.manifest import (
     DamagedCheckpoint,
     FileRecord,
@@ -92,6 +93,18 @@ DAMAGES = {
     "manifest empty": (lambda d: (d / "manifest.json").write_text(""), "manifest.json: JSONDecodeError"),
     "manifest cut": (lambda d: (d / "manifest.json").write_text('{"step": 5'), "manifest.json: JSONDecodeError"),
     "manifest not text": (lambda d: (d / "manifest.json").write_bytes(b"\xff\xfe\x00"), "UnicodeDecodeError"),
+    "manifest of lists in lists": (
+        lambda d: (d / "manifest.json").write_text("[" * 100_000 + "]" * 100_000), "manifest.json: RecursionError"
+    ),
+    "manifest of objects in objects": (
+        lambda d: (d / "manifest.json").write_text('{"a":' * 100_000 + "0" + "}" * 100_000), "RecursionError"
+    ),
+    "manifest of another step": (
+        lambda d: edit_manifest(d, lambda c: c.update(step=11)), "is of step 11, its folder is named step_00000010"
+    ),
+    "format version with a flipped bit": (
+        lambda d: edit_manifest(d, lambda c: c.update(format_version=3), sign=False), "checksum does not fit"
+    ),
     "manifest a list": (lambda d: (d / "manifest.json").write_text("[1]"), "manifest.json: TypeError"),
     "manifest without a key": (lambda d: edit_manifest(d, lambda c: c.pop("shapes")), "manifest.json: shapes: "),
     "manifest of wrong types": (
@@ -117,11 +130,11 @@ def test_resuming_passes_over_a_damaged_checkpoint_and_names_it(tmp_path, damage
     with pytest.raises(DamagedCheckpoint, match=words):
         verify(new)
     warnings = []
-    assert find_checkpoint(tmp_path, "auto", warnings.append) == old
+    assert found_for(tmp_path, "auto", warnings.append) == old
     assert len(warnings) == 1
     assert str(new) in warnings[0]
     with pytest.raises(BadInput, match=f"--resume.*{new.name}" if (new / "manifest.json").is_file() else "--resume"):
-        find_checkpoint(tmp_path, str(new), warnings.append)
+        found_for(tmp_path, str(new), warnings.append)
 
 
 @pytest.fixture
@@ -132,6 +145,7 @@ def as_nobody() -> Iterator[Path]:
     user = os.geteuid()
     yield folder
     os.seteuid(user)
+    subprocess.run(["chmod", "-R", "u+rwX", folder], check=True)
     shutil.rmtree(folder)
 
 
@@ -142,8 +156,42 @@ def test_an_unreadable_checkpoint_is_passed_over(as_nobody, which):
     if os.geteuid() == 0:
         os.seteuid(NOBODY)
     warnings = []
-    assert find_checkpoint(as_nobody, "auto", warnings.append) == old
+    assert found_for(as_nobody, "auto", warnings.append) == old
     assert "Permission denied" in warnings[0]
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444, 0o111], ids=oct)
+def test_checkpoints_that_nobody_can_list_are_an_error_and_no_new_start(as_nobody, mode):
+    root = write_checkpoint(as_nobody / "checkpoints", 5).parent
+    root.chmod(mode)
+    if os.geteuid() == 0:
+        os.seteuid(NOBODY)
+    for resume in ("auto", "never"):
+        with pytest.raises(BadInput, match=r"checkpoints: cannot be read .Permission denied.; mend that"):
+            found_for(root, resume, pytest.fail)
+    with pytest.raises(BadInput, match=r"--resume .*: cannot be read .Permission denied.; mend that"):
+        found_for(root, str(as_nobody), pytest.fail)
+
+
+def test_a_folder_above_that_nobody_may_enter_is_no_new_start_either(as_nobody):
+    run = write_checkpoint(as_nobody / "run" / "checkpoints", 5).parents[1]
+    run.chmod(0)
+    if os.geteuid() == 0:
+        os.seteuid(NOBODY)
+    with pytest.raises(BadInput, match=r"checkpoints: cannot be read .Permission denied"):
+        found_for(run / "checkpoints", "auto", pytest.fail)
+    with pytest.raises(BadInput, match=r"--resume .*: cannot be read .Permission denied"):
+        found_for(run / "checkpoints", str(run), pytest.fail)
+
+
+def test_another_format_may_have_no_checksum(tmp_path):
+    def make_older(content: dict) -> None:
+        content.update(format_version=1)
+        del content["manifest_sha256"]
+
+    edit_manifest(write_checkpoint(tmp_path, 10), make_older, sign=False)
+    with pytest.raises(BadInput, match=r"format version 1.*use the older program"):
+        found_for(tmp_path, "auto", print)
 
 
 @pytest.mark.parametrize(("version", "words"), [(99, "use the newer program"), (1, "use the older program")])
@@ -151,25 +199,25 @@ def test_another_format_is_refused_not_passed_over(tmp_path, version, words):
     write_checkpoint(tmp_path, 5)
     edit_manifest(write_checkpoint(tmp_path, 10), lambda content: content.update(format_version=version))
     with pytest.raises(BadInput, match=f"format version {version}.*{words}"):
-        find_checkpoint(tmp_path, "auto", print)
+        found_for(tmp_path, "auto", print)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(tmp_path):
     flip(second(write_checkpoint(tmp_path, 5)))
     second(write_checkpoint(tmp_path, 10)).unlink()
     with pytest.raises(BadInput, match="none of its 2 checkpoints is whole; mend one, or choose another --output"):
-        find_checkpoint(tmp_path, "auto", lambda warning: None)
+        found_for(tmp_path, "auto", lambda warning: None)
 
 
 def test_resume_never_does_not_overwrite_and_a_path_must_hold_a_checkpoint(tmp_path):
-    assert find_checkpoint(tmp_path, "never", print) is None
+    assert found_for(tmp_path, "never", print) is None
     directory = write_checkpoint(tmp_path / "run" / "checkpoints", 5)
     with pytest.raises(BadInput, match="already holds step_00000005"):
-        find_checkpoint(directory.parent, "never", print)
-    assert find_checkpoint(tmp_path, str(tmp_path / "run"), print) == directory
-    assert find_checkpoint(tmp_path, str(directory), print) == directory
+        found_for(directory.parent, "never", print)
+    assert found_for(tmp_path, str(tmp_path / "run"), print) == directory
+    assert found_for(tmp_path, str(directory), print) == directory
     with pytest.raises(BadInput, match="no checkpoint there"):
-        find_checkpoint(tmp_path, str(tmp_path / "elsewhere"), print)
+        found_for(tmp_path, str(tmp_path / "elsewhere"), print)
 
 
 def test_half_renamed_directories_and_a_stale_pointer_mislead_nobody(tmp_path):
@@ -179,7 +227,7 @@ def test_half_renamed_directories_and_a_stale_pointer_mislead_nobody(tmp_path):
     (tmp_path / "step_x").mkdir()
     (tmp_path / "latest").write_text("step_00000010")  # names what is not there
     assert list_checkpoints(tmp_path) == [directory]
-    assert find_checkpoint(tmp_path, "auto", pytest.fail) == directory
+    assert found_for(tmp_path, "auto", pytest.fail) == directory
 
 
 def test_the_newest_whole_checkpoint_of_a_run_directory_is_found_past_damaged_ones(tmp_path):

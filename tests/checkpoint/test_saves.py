@@ -7,12 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.checkpoint.saving import save_counts, save_on_a_disk_that_fills_up, save_twice_and_train_on, verify_and_count
-from tests.checkpoint.tensors import require_counted, write_by_hand
+from tests.checkpoint.saving import (
+    save_counts,
+    save_on_a_disk_that_fills_up,
+    save_twice_and_train_on,
+    save_while_housekeeping_fails,
+    verify_and_count,
+)
+from tests.checkpoint.tensors import found_for, require_counted, write_by_hand
 from tests.distributed import RankPool
 from tests.engine.cases import Setting
 from trainer.checkpoint.config import CheckpointConfig
-from trainer.checkpoint.find import find_checkpoint
 from trainer.checkpoint.manifest import list_checkpoints, verify
 
 
@@ -47,6 +52,27 @@ def test_what_a_killed_run_left_half_written_is_cleared_by_the_next_save(two_ran
         (tmp_path / name / "rank_00000.safetensors").write_bytes(b"half")
     (left, _) = two_ranks.run(save_counts, str(tmp_path), [5], 100, CheckpointConfig())
     assert left == ["latest", "step_00000005"]
+
+
+def test_what_cannot_be_cleared_and_is_not_in_the_way_fails_no_save(two_ranks: RankPool, tmp_path: Path) -> None:
+    (tmp_path / ".step_00000003.tmp").write_bytes(b"no folder")
+    (left, _) = two_ranks.run(save_counts, str(tmp_path), [5], 100, CheckpointConfig())
+    assert left == [".step_00000003.tmp", "latest", "step_00000005"]
+
+
+@pytest.mark.parametrize(
+    ("what", "left"),
+    [
+        ("sync_directory", ["step_00000001", "step_00000002"]),  # nothing older goes while the newer might not be safe
+        ("write_text", ["step_00000002"]),
+        ("list_checkpoints", ["step_00000001", "step_00000002"]),
+    ],
+)
+def test_a_checkpoint_that_has_its_name_is_never_told_as_not_saved(
+    two_ranks: RankPool, tmp_path: Path, what: str, left: list[str]
+) -> None:
+    assert two_ranks.run(save_while_housekeeping_fails, str(tmp_path), what)[0] == (None, False, left)
+    require_counted(tmp_path / "step_00000002")
 
 
 def test_a_step_that_is_saved_again_replaces_the_first(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -89,4 +115,4 @@ def test_a_disk_that_fills_up_costs_no_earlier_checkpoint(
     for directory in list_checkpoints(small_disk / "checkpoints"):
         verify(directory)
         require_counted(directory)
-    assert find_checkpoint(small_disk / "checkpoints", "auto", pytest.fail).name == "step_00000003"
+    assert found_for(small_disk / "checkpoints", "auto", pytest.fail).name == "step_00000003"

@@ -9,6 +9,7 @@ from trainer.data.decode import decode_rgb
 from trainer.data.evaluation import evaluation_batches, evaluation_samples
 from trainer.data.reader import parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex
+from trainer.data.storage import Storage
 
 
 @pytest.mark.parametrize(
@@ -44,3 +45,16 @@ def test_labels_stand_beside_their_images_in_the_order_of_the_index(shards):
         expected = v2.Resize(32, interpolation=v2.InterpolationMode.BICUBIC)(v2.CenterCrop(side)(pixels))
         # torchvision rounds an odd margin the other way: a pixel's shift of the crop, nothing else
         assert (seen[sample][1].float() - expected.float()).abs().mean() < 4
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_a_storage_of_its_own_is_closed_and_a_given_one_is_left_open(shards, monkeypatch, given):
+    closed = []
+    monkeypatch.setattr(Storage, "close", lambda self: closed.append(self))
+    storage = Storage() if given else None
+    batches = evaluation_batches(
+        ShardIndex.open(shards), image_size=32, batch=16, rank=0, world_size=1, storage=storage
+    )
+    next(batches)
+    batches.close()
+    assert len(closed) == (0 if given else 1)

@@ -82,6 +82,14 @@ def swap_members_of_two_samples(shard: Path, ranges: np.ndarray) -> None:
     overwrite(shard, c, content[a : a + 2 * BLOCK])
 
 
+def claim_a_label_of_20_digits(shard: Path, ranges: np.ndarray) -> None:
+    """The .cls comes first: its size is in its header, whose checksum is set right."""
+    header = tarfile.TarInfo.frombuf(shard.read_bytes()[ranges[20, 0] :][:BLOCK], "utf-8", "surrogateescape")
+    assert header.name.endswith(".cls")
+    header.size = 20
+    overwrite(shard, ranges[20, 0], header.tobuf(tarfile.USTAR_FORMAT) + b"9" * 20)
+
+
 def blank_an_image(shard: Path, ranges: np.ndarray) -> None:
     start, end = ranges[20]
     jpeg = shard.read_bytes().index(b"\xff\xd8\xff", start, end)
@@ -97,6 +105,7 @@ FAULTS: dict[Callable, str] = {
     flip_a_bit_in_a_name: "no tar header at byte 0 .bad checksum",
     swap_two_samples: "past the range|no tar header|members of 2 samples",
     swap_members_of_two_samples: "members of 2 samples",
+    claim_a_label_of_20_digits: "its .cls is '99999999999999999999', not a class number",
     blank_an_image: "not an image",
 }
 

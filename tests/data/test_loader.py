@@ -15,7 +15,9 @@ import psutil
 import pytest
 import torch
 
+import trainer.data.lane_shares
 import trainer.data.reader
+from tests.data.test_order import sample_at
 from trainer.data.augment import augment
 from trainer.data.batches import MicroBatch
 from trainer.data.config import DataConfig
@@ -84,7 +86,9 @@ def reference_batches(shards: Path, end: int) -> list[dict]:
     for step in range(end):
         epoch, first = order.locate(step)
         positions = np.arange(first, first + GLOBAL_BATCH)
-        samples = [parse_sample(read_samples(index, np.array([order.sample(epoch, p)]))[0]) for p in positions.tolist()]
+        samples = [
+            parse_sample(read_samples(index, np.array([sample_at(order, epoch, p)]))[0]) for p in positions.tolist()
+        ]
         views = [
             augment(decode_rgb(sample.image), order.augmentation_key(epoch, position), DataConfig(), IMAGE_SIZE)
             for sample, position in zip(samples, positions.tolist(), strict=True)
@@ -220,6 +224,17 @@ def test_a_killed_worker_is_an_error_and_not_a_hang(shards):
     with pytest.raises(WorkerFailed, match=r"lower data\.workers"):
         for _ in batches:
             pass
+
+
+@pytest.mark.parametrize("error", [AssertionError, ValueError, MemoryError, OSError])
+def test_whatever_a_worker_raises_that_is_no_word_for_people_is_a_failed_worker(shards, monkeypatch, error):
+    def failing(*_) -> None:
+        raise error("deep inside")
+
+    monkeypatch.setattr(trainer.data.lane_shares, "training_view", failing)
+    with pytest.raises(WorkerFailed, match=rf"a data worker failed \({error.__name__}") as caught:
+        list(make_loader(shards))
+    assert isinstance(caught.value.__cause__, error)
 
 
 def run_python_in_group(code: str, folder: Path, shards: Path) -> subprocess.CompletedProcess:

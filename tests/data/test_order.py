@@ -19,8 +19,14 @@ def make_order(**changes) -> LaneOrder:
     return LaneOrder(SHARD_LENGTHS, **settings)
 
 
+def sample_at(order: LaneOrder, epoch: int, position: int) -> int:
+    """The id of the sample at a position of an epoch, 0 <= position < steps_per_epoch · global_batch."""
+    lane, block, place = order.place(position)
+    return int(order.block(epoch, lane, block)[place])
+
+
 def epoch_samples(order: LaneOrder, epoch: int) -> list[int]:
-    return [order.sample(epoch, position) for position in range(order.steps_per_epoch * order.global_batch)]
+    return [sample_at(order, epoch, position) for position in range(order.steps_per_epoch * order.global_batch)]
 
 
 def test_splitmix64_gives_the_published_numbers():
@@ -106,6 +112,17 @@ def test_too_few_samples_and_lanes_that_do_not_fit_are_refused_with_a_way_out():
         make_order(global_batch=151, lanes=None)
     with pytest.raises(BadInput, match=r"data\.lanes = 7 does not divide the global batch of 16: try 8"):
         make_order(lanes=7)
+    with pytest.raises(BadInput, match="the world size 5 does not divide the global batch of 16: change one"):
+        make_order().require_ranks(5)
+
+
+def test_ranks_that_the_default_lanes_do_not_suit_are_told_what_to_set():
+    order = LaneOrder(np.full(10, 10_000), seed=0, global_batch=3072, lanes=None, window=64)
+    assert order.lanes == 256
+    message = r"256 is not a multiple of the world size 96: in a new run set data\.lanes=192; a run keeps its lanes"
+    with pytest.raises(BadInput, match=message):
+        order.require_ranks(96)
+    LaneOrder(np.full(10, 10_000), seed=0, global_batch=3072, lanes=192, window=64).require_ranks(96)
 
 
 def test_default_lanes():

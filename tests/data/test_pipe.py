@@ -1,6 +1,8 @@
 """`pipe:` gives every rank as many micro-batches as the others, and no broken stream ends quietly."""
 
 import gzip
+import io
+import os
 import shutil
 import tarfile
 import time
@@ -10,7 +12,7 @@ import psutil
 import pytest
 import torch
 
-from tests.data.test_loader import GLOBAL_BATCH, IMAGE_SIZE, SEED
+from tests.data.test_loader import GLOBAL_BATCH, IMAGE_SIZE, SEED, run_python_in_group
 from trainer.data.augment import augment
 from trainer.data.batches import MicroBatch
 from trainer.data.config import DataConfig
@@ -192,7 +194,7 @@ def test_a_command_that_cannot_be_run_is_an_error():
 def test_a_loader_that_is_closed_ends_its_commands(shards, tmp_path):
     path = shard_0(shards, tmp_path)
     samples = PipeSource(f"pipe:cat {path}; sleep 1000", 64).samples(seed=0, buffer=1)
-    assert next(samples).key
+    assert next(samples)["__key__"]
     samples.close()
     gone = time.monotonic() + 30
     while any(str(path) in " ".join(process.info["cmdline"] or []) for process in psutil.process_iter(["cmdline"])):
@@ -219,6 +221,110 @@ def test_an_undecodable_image_stops_the_run_or_is_passed_over_and_counted(shards
     lines = [line for batch in found for line in batch.substituted]
     assert len(lines) >= 2
     assert all("the next of the stream stands in for it" in line for line in lines)
+
+
+def write_tar(path: Path, files: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("files", "fault"),
+    [({"a.jpg": b"junk"}, "not an image"), ({"a.txt": b"1"}, "no image"), ({"a.jpg": b"", "a.cls": b"x"}, "class")],
+)
+def test_a_stream_of_nothing_but_bad_samples_is_an_error_and_not_a_loop(tmp_path, files, fault):
+    path = write_tar(tmp_path / "bad.tar", files)
+    with pytest.raises(ShardError, match=rf"{fault}.*\(and so are the 128 before it: nothing can stand in\)"):
+        batches(f"pipe:cat {path}", on_bad_sample="skip-and-substitute")
+
+
+def test_a_sample_that_is_none_is_passed_over_and_those_after_it_come(shards, tmp_path):
+    path = shard_0(shards, tmp_path)
+    whole = path.read_bytes()
+    write_tar(tmp_path / "first.tar", {"a.txt": b"1", "b.jpg": b"2", "b.cls": b"9" * 20})
+    path.write_bytes((tmp_path / "first.tar").read_bytes()[: 4 * BLOCK + 2 * BLOCK] + whole)
+    found = batches(f"pipe:cat {path}", end=6, on_bad_sample="skip-and-substitute")
+    lines = [line for batch in found for line in batch.substituted]
+    assert any("sample 'a': no image" in line for line in lines)
+    assert any("sample 'b': its .cls is '99999999999999999999', not a class number" in line for line in lines)
+    assert not {"a", "b"} & set(all_keys(found))
+
+
+def test_tars_without_samples_are_an_error_and_not_a_loop(tmp_path):
+    path = write_tar(tmp_path / "shard.tar", {"README": b"nothing here", "__meta__/info.json": b"{}"})
+    with pytest.raises(ShardError, match=rf"pipe:cat {path}: its tar holds no samples"):
+        batches(f"pipe:cat {path}")
+    with pytest.raises(ShardError, match="holds no samples"):
+        PipeSource(f"pipe:cat {path}", 64).first_samples(5)
+
+
+@pytest.mark.parametrize(
+    ("command", "expanded"),
+    [
+        ("cat a-{08..10}.tar", ["cat a-08.tar", "cat a-09.tar", "cat a-10.tar"]),
+        ("cat {a,b}.tar", ["cat a.tar", "cat b.tar"]),
+        ("cat ${HOME}/{1..2}.tar", ["cat ${HOME}/1.tar", "cat ${HOME}/2.tar"]),
+        ("cat ${A:-x,y}.tar ${A}", ["cat ${A:-x,y}.tar ${A}"]),
+        ("curl s3://b/a::b.tar", ["curl s3://b/a::b.tar"]),
+        (r"sed 's/\./\{/' a\,b", [r"sed 's/\./\{/' a\,b"]),
+        ("cat a |\\\n awk '{print $1}'", ["cat a |\\\n awk '{print $1}'"]),
+    ],
+)
+def test_ranges_and_lists_are_expanded_and_the_rest_is_the_shells(command, expanded):
+    assert PipeSource(f"pipe:{command}", 64).commands() == [f"pipe:{each}" for each in expanded]
+
+
+def test_variables_reach_the_shell_and_no_message(shards, monkeypatch):
+    monkeypatch.setenv("SHARDS", str(shards))
+    monkeypatch.setenv("WDS_SHARDS", "s3cret")
+    assert all_keys(batches("pipe:cat ${SHARDS}/train-{00000..00005}.tar"))
+    with pytest.raises(ShardError, match=r"pipe:cat \$\{SHARDS\}/none: .* exit code 1"):
+        batches("pipe:cat ${SHARDS}/none")
+
+
+@pytest.mark.parametrize("command", ["cat {a", "cat a}", "cat ${HOME"])
+def test_a_brace_without_its_partner_is_refused_when_the_source_is_opened(command):
+    with pytest.raises(BadInput, match="a brace without its partner: close it"):
+        open_source(DataConfig(path=f"pipe:{command}", samples=64), 0)
+
+
+@pytest.mark.slow
+def test_commands_end_when_the_training_process_is_killed(shards, tmp_path):
+    pids = tmp_path / "pids"
+    code = f"""
+    from tests.data.test_pipe import *
+    from trainer.data.loader import PipeLoader
+    def main():
+        command = "pipe:echo $$ >> {pids}; cat " + sys.argv[1] + "/train-00000.tar; sleep 1000"
+        loader = PipeLoader(
+            PipeSource(command, 64), DataConfig(path=command, samples=64, window=1, workers=2), image_size=32, seed=0,
+            global_batch=16, micro_batch=16, rank=0, world_size=1, end_step=10_000,
+        )
+        batches = iter(loader)
+        next(batches)
+        os.kill(os.getpid(), signal.SIGKILL)
+    """
+    done = run_python_in_group(code, tmp_path, shards)
+    assert done.returncode == -9, done.stderr
+    groups = [int(pid) for pid in pids.read_text().split()]
+    assert len(groups) >= 2
+    deadline = time.monotonic() + 30
+    while any(runs(group) for group in groups):
+        assert time.monotonic() < deadline, "a command outlived the training process"
+        time.sleep(0.1)
+
+
+def runs(group: int) -> bool:
+    """Whether any process of a process group is left."""
+    try:
+        os.killpg(group, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_a_few_samples_for_a_picture_are_always_the_same(command):

@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -83,6 +84,20 @@ def test_offsets_of_other_shards_are_refused(copy):
     file.write_bytes(b"junk")
     with pytest.raises(BadInput, match=r"cannot read train\.offsets\.npy, the byte ranges of .*train\.json"):
         ShardIndex.open(copy)
+
+
+def test_sizes_are_left_out_where_a_base_name_is_no_name(copy):
+    for folder in ("a", "b"):
+        (copy / folder).mkdir()
+    shards = list(ShardIndex.open(copy).shards)
+    offsets = ShardIndex.open(copy).offsets
+    for number, folder in ((0, "a"), (1, "b")):
+        shutil.copy(copy / shards[number].path, copy / folder / "train-00000.tar")
+        shards[number] = replace(shards[number], path=f"{folder}/train-00000.tar")
+    write_index(copy, "train", shards, offsets, None, {})
+    sizes = json.loads((copy / "sizes.json").read_text())
+    assert "train-00000.tar" not in sizes
+    assert sizes["train-00002.tar"] == shards[2].num_samples
 
 
 def test_a_damaged_file_that_splits_share_is_named(copy):

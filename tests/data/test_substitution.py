@@ -9,6 +9,7 @@ import torch
 
 from tests.data.test_faults import VICTIM, blank_an_image, overwrite, scramble_a_header
 from tests.data.test_loader import GLOBAL_BATCH, LAYOUTS, SEED, STEPS_PER_EPOCH, WINDOW, make_loader
+from tests.data.test_order import sample_at
 from trainer.data.augment import augment
 from trainer.data.config import DataConfig
 from trainer.data.decode import decode_rgb
@@ -75,7 +76,7 @@ def test_only_damaged_samples_are_replaced_by_sound_ones_of_their_block(shards, 
     replaced = 0
     for number, (key, image) in enumerate(expected[0]):
         epoch, position = divmod(number, STEPS_PER_EPOCH * GLOBAL_BATCH)
-        sample = order.sample(epoch, position)
+        sample = sample_at(order, epoch, position)
         if sample not in DAMAGED:
             assert key == keys[sample]
             continue

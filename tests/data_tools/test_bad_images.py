@@ -11,6 +11,11 @@ import pytest
 from PIL import Image
 
 from data_tools.__main__ import main
+from data_tools.conversion import _look
+from data_tools.image_check import CheckOptions, Findings
+from data_tools.process_pool import process_pool
+from data_tools.report import Report
+from data_tools.samples import SourceImage, SourceSplit
 from tests.data_tools.shard_contents import by_filename
 from tests.photographs import jpeg_bytes, photographs
 from trainer.data.decode import decode_rgb
@@ -89,19 +94,45 @@ def test_good_files_are_not_reported(report):
 def test_bad_files_stop_the_run_unless_they_are_to_be_skipped(tmp_path, capsys):
     source = folder_with(tmp_path, good=WHOLE, empty=b"", text=b"hello")
     (source / "things" / ".hidden").write_bytes(b"")
-    (source / "things" / "gone.jpg").symlink_to("/nowhere")
     assert convert(source, tmp_path / "set") == 2
     message = capsys.readouterr().err
-    assert "not usable as images: 3 of 4 files; mend or remove them, or pass --skip-bad" in message
+    assert "not usable as images: 2 of 3 files; mend or remove them, or pass --skip-bad" in message
     assert f"(all are listed in {tmp_path / 'set' / 'train.report.json'})" in message
     assert "'things/empty.jpg': is empty" in message
-    assert "'things/gone.jpg': cannot be read: No such file" in message
     assert convert(source, tmp_path / "set", "--skip-bad") == 0
-    assert "1 images of 1 classes in 1 shards; 3 bad files left out" in capsys.readouterr().out
+    assert "1 images of 1 classes in 1 shards; 2 bad files left out" in capsys.readouterr().out
     index = ShardIndex.open(tmp_path / "set")
     assert index.num_samples == 1
-    assert sorted(index.left_out) == ["things/empty.jpg", "things/gone.jpg", "things/text.jpg"]
+    assert sorted(index.left_out) == ["things/empty.jpg", "things/text.jpg"]
     assert index.left_out == json.loads((tmp_path / "set" / "train.report.json").read_text())["bad"]
+
+
+def test_a_file_that_cannot_be_read_is_never_left_out_and_looked_at_anew(tmp_path, capsys):
+    source = folder_with(tmp_path, good=WHOLE, empty=b"")
+    (source / "things" / "gone.jpg").symlink_to(tmp_path / "away.jpg")
+    for _ in range(2):
+        assert convert(source, tmp_path / "set", "--skip-bad") == 2
+        message = capsys.readouterr().err
+        assert "cannot be read: 1 of 3 files, whatever is in them; run the command again" in message
+        assert "  'things/gone.jpg': No such file or directory" in message
+        assert not list((tmp_path / "set").glob("*.tar"))
+    (tmp_path / "away.jpg").write_bytes(WHOLE)
+    assert convert(source, tmp_path / "set", "--skip-bad") == 0
+    assert list(ShardIndex.open(tmp_path / "set").left_out) == ["things/empty.jpg"]
+    assert ShardIndex.open(tmp_path / "set").num_samples == 2
+
+
+def test_a_passing_read_error_is_forgotten_and_what_else_was_found_is_not(tmp_path):
+    good, lost = (SourceImage(tmp_path / name, 0, len(WHOLE), 0, name, 0, "") for name in ("good", "lost"))
+    split = SourceSplit("train", [good, lost], ["things"], None)
+    (tmp_path / "lost").write_bytes(WHOLE)  # the listed facts are the same whether or not it can be read
+    known = Findings({}, {"good": "as remembered"}, 0, {"lost": "Input/output error"})
+    check = CheckOptions(decode=False, short_side=None)
+    report = Report.of(tmp_path, split, check, (None, 0))
+    report.store(known)
+    assert report.recall() == known
+    with process_pool(1, "data_tools.conversion") as pool:
+        assert _look(pool, split, report.recall(), check) == Findings({}, {"good": "as remembered"}, 0, {})
 
 
 def test_damage_in_the_middle_of_a_jpeg_is_found_with_decode(tmp_path):

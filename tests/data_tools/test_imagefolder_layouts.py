@@ -40,7 +40,7 @@ def refusal(source: Path, output: Path, capsys: pytest.CaptureFixture, *more: st
     return lines[0]
 
 
-@pytest.mark.parametrize("name", ["val", "validation"])
+@pytest.mark.parametrize("name", ["val", "valid", "validation"])
 def test_both_splits_are_converted_with_the_classes_of_train(name, tmp_path, capsys):
     source = images(tmp_path / "in", "train/ant/1", "train/bee/1", "train/cat/1", f"{name}/cat/2", "test/3")
     assert convert(source, tmp_path / "set", "--val-shards", "1") == 0
@@ -70,6 +70,8 @@ def test_splits_converted_together_are_the_same_as_one_by_one(tmp_path):
         (["train/ant/1", "val/ant/1"], ["--split", "train"], "holds both splits: leave out --split"),
         (["train/ant/1", "val/ant/1"], ["--devkit", "x"], "leave it out"),
         (["train/ant/1"], [], "holds a single folder, 'train': is it --input"),
+        (["train/ant/1", "test/ant/1"], [], "holds the splits test, train, not classes: rename two to train/ and val/"),
+        (["Train/ant/1", "Val/ant/1", "bee/1"], [], "holds the splits Train, Val, not classes"),
         (["ant/1", "bee/1"], ["--val-shards", "2"], "--val-shards is for an --input with train/ and val/"),
         (["ant/1", "bee/1"], ["--devkit", "x"], "that are in no class folders, which"),
         (["ILSVRC2012_val_00000001.JPEG", "readme.txt"], [], "give --devkit ILSVRC2012_devkit_t12.tar.gz, which holds"),
@@ -79,6 +81,25 @@ def test_splits_converted_together_are_the_same_as_one_by_one(tmp_path):
 def test_folders_that_cannot_be_meant_are_refused(names, more, words, tmp_path, capsys):
     source = images(tmp_path / "in", *names)
     assert words in refusal(source, tmp_path / "set", capsys, *more)
+
+
+@pytest.mark.parametrize("output", ["shards", "ant/shards", "."])
+def test_an_output_that_would_count_as_images_is_refused(output, tmp_path, capsys):
+    source = images(tmp_path / "in", "ant/1", "bee/1")
+    assert convert(source, source / output) == 2
+    assert "lies within --input" in capsys.readouterr().err
+    assert sorted(path.name for path in source.rglob("*")) == ["1", "1", "ant", "bee"]
+
+
+def test_an_output_beside_the_splits_or_hidden_is_harmless(tmp_path, capsys):
+    source = images(tmp_path / "in", "train/ant/1", "val/ant/1")
+    assert convert(source, source / "train" / "shards") == 2
+    for _ in range(2):
+        assert convert(source, source / "shards") == 0
+        assert convert(source / "train", source / "train" / ".shards") == 0
+    assert (
+        ShardIndex.open(source / "shards").classes == ShardIndex.open(source / "train" / ".shards").classes == ("ant",)
+    )
 
 
 def test_an_unsorted_imagenet_validation_set_is_labelled_by_the_devkit(tmp_path, capsys):

@@ -1,8 +1,10 @@
 """Shards that others made are read as their own tools read them, or refused with the shard's name and the mend."""
 
+import errno
 import gzip
 import io
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -19,6 +21,7 @@ import pytest
 import webdataset
 
 from data_tools.__main__ import main
+from data_tools.output_folder import sole_writer
 from tests.data_tools.foreign_shards import by_img2dataset, by_tar, by_timm, by_webdataset
 from tests.photographs import jpeg_bytes, photographs
 from trainer.data.config import DataConfig
@@ -172,6 +175,28 @@ def test_a_killed_index_leaves_nothing_behind(tmp_path):
     _, left = psutil.wait_procs(workers, timeout=30)
     assert not left
     assert [path.name for path in tmp_path.iterdir()] == ["large-0.tar"]
+
+
+def test_a_folder_that_another_command_writes_to_is_refused(sound, capsys):
+    with sole_writer(sound, "mend that"):
+        assert index(sound) == 2
+    assert f"another conversion or index is writing to {sound}" in capsys.readouterr().err
+    assert not (sound / "train.json").exists()
+
+
+def test_no_room_for_the_index_is_one_line_and_leaves_none(sound, monkeypatch, capsys):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "train.json.tmp")
+
+    monkeypatch.setattr("data_tools.index.write_index", full)
+    assert index(sound) == 2
+    assert f"index: cannot write to {sound}: No space left on device; mend that" in capsys.readouterr().err
+
+
+def test_an_index_that_cannot_be_read_is_one_line(sound, capsys):
+    (sound / "train.json").mkdir()
+    assert index(sound) == 2
+    assert "train.json is there already and cannot be read (Is a directory)" in capsys.readouterr().err
 
 
 J, C = photograph(), b"1"

@@ -1,5 +1,6 @@
 """An output directory that is full, in use or none at all ends the command in one line, with nothing half-written."""
 
+import errno
 import os
 import resource
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from data_tools.__main__ import main
-from data_tools.conversion import _sole_writer
+from data_tools.output_folder import sole_writer
 from data_tools.shard_scan import describe_shard
 from tests.data_tools.shard_contents import contents
 from tests.photographs import write_class_folders
@@ -61,10 +62,10 @@ def test_an_output_that_is_no_folder_is_refused(make, source, tmp_path, capsys):
 
 def test_two_conversions_cannot_write_to_one_folder(source, tmp_path):
     output = tmp_path / "set"
-    with _sole_writer(output):
+    with sole_writer(output, "mend that"):
         done = in_another_process(command(source, output))
     assert done.returncode == 2
-    assert "another conversion is writing to" in done.stderr
+    assert "another conversion or index is writing to" in done.stderr
     assert in_another_process(command(source, output)).returncode == 0
 
 
@@ -104,3 +105,17 @@ def test_an_interrupted_command_says_how_to_go_on(tmp_path):
     assert last_line(errors) == "imagefolder: interrupted; run it again to go on"
     assert not list(output.glob("*.tmp"))
     assert not (output / "train.json").exists()
+
+
+@pytest.mark.parametrize(("number", "told"), [(errno.ENOSPC, True), (errno.EACCES, True), (errno.EBADF, False)])
+def test_what_a_person_can_mend_is_one_line_wherever_it_happens(number, told, monkeypatch, capsys):
+    def fail(arguments: object) -> None:
+        raise OSError(number, os.strerror(number), "/some/file")
+
+    monkeypatch.setattr("data_tools.show.run", fail)
+    if told:
+        assert main(["show", "x"]) == 2
+        assert capsys.readouterr().err == f"show: /some/file: {os.strerror(number)}\n"
+    else:
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            main(["show", "x"])

@@ -100,6 +100,30 @@ def test_the_result_is_the_same_every_time(no_apt, tmp_path):
     assert jpegs(tmp_path / "a" / "photos") == jpegs(tmp_path / "b" / "photos")
 
 
+def test_without_a_home_directory_only_its_cache_is_missed(no_apt, tmp_path, monkeypatch, capsys):
+    def no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", no_home)
+    assert main(["photographs", "--output", str(tmp_path / "photos")]) == 2
+    assert "photographs: no home directory to keep downloads in: set XDG_CACHE_HOME" in capsys.readouterr().err
+    assert gather(tmp_path, "--limit", "1") == 0
+
+
+def test_a_cache_that_cannot_be_written_is_a_reason_for_the_fallback(fake_apt, tmp_path, capsys):
+    (tmp_path / "cache").write_text("")
+    assert gather(tmp_path, "--limit", "1") == 0
+    assert f"{tmp_path}/cache" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_written_is_one_line(no_apt, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    output = tmp_path / "file" / "photos"
+    assert main(["photographs", "--output", str(output), "--cache", str(tmp_path / "cache")]) == 2
+    assert f"photographs: --output {output} cannot be made (" in capsys.readouterr().err
+
+
 def test_the_limit_is_kept(no_apt, tmp_path):
     assert gather(tmp_path, "--limit", "30") == 0
     assert len(jpegs(tmp_path / "photos")) == 30

@@ -60,6 +60,13 @@ def test_statistics_are_those_of_the_samples(odd, capsys):
     assert len(bars["odd"]) > len(bars["china"])
 
 
+def test_other_splits_in_the_folder_are_named(shards, tmp_path, capsys):
+    directory = Path(shutil.copytree(shards, tmp_path / "copy"))
+    assert "other splits" not in show(directory, capsys, "--subset", 1)
+    shutil.copy(directory / "train.json", directory / "validation.json")
+    assert show(directory, capsys, "--subset", 1)["other splits"] == "validation (--split shows them)"
+
+
 def test_a_subset_is_called_one(shards, capsys):
     assert main(["show", str(shards), "--subset", "20"]) == 0
     printed = capsys.readouterr().out

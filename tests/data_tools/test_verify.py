@@ -79,7 +79,7 @@ def test_every_fault_is_named_with_shard_bytes_and_sample(copy, capsys):
             "not an image",
             "no tar header at byte",
             "its label is 7, and the index names 6 classes",
-            "invalid literal for int",
+            "its .cls is 'x', not a class number",
         ),
         strict=True,
     ):
@@ -147,13 +147,41 @@ def test_shards_behind_a_url_are_checked_too(copy, capsys):
     assert f"{store.url}/train-00003.tar" in missing
 
 
-def test_an_index_that_cannot_be_used_is_one_line(copy, capsys):
+def test_an_index_that_cannot_be_used_is_one_line_and_other_byte_ranges_a_fault(copy, capsys):
     assert main(["verify", str(copy / "nowhere")]) == 2
     assert "verify: no shard index at" in capsys.readouterr().err
     file = offsets_file(copy / "train.json")
     np.save(file, np.load(file)[:-1])
+    (fault,) = verify(copy, capsys)
+    assert "holds int64 [149, 2] where the index lists 150 samples: write the index anew" in fault
+
+
+def test_without_byte_ranges_sizes_and_sha256_are_compared_all_the_same(copy, capsys):
+    Victim(copy, 20).overwrite("jpg", 400, b"\x00\x01\x02\x03")
+    (copy / "train-00003.tar").unlink()
+    offsets_file(copy / "train.json").unlink()
+    ranges, changed, missing = verify(copy, capsys)
+    assert "cannot read train.offsets.npy" in ranges
+    assert "train-00000.tar: its sha256 is" in changed
+    assert "train-00003.tar" in missing
+
+
+def test_every_split_in_a_folder_is_checked_unless_one_is_named(copy, capsys):
+    for name in ("json", "offsets.npy"):
+        shutil.copy(copy / f"train.{name}", copy / f"validation.{name}")
+    (copy / "notes.json").write_text("[1]")
+    assert main(["verify", str(copy), "--workers", "2"]) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        str(copy / "train.json"),
+        str(copy / "validation.json"),
+    ]
+    offsets_file(copy / "validation.json").unlink()
+    assert main(["verify", str(copy), "--workers", "2"]) == 2
+    printed = capsys.readouterr()
+    assert "cannot read validation.offsets.npy" in printed.out
+    assert "1 faults in 1 of 14 files" in printed.err
+    assert main(["verify", str(copy), "--split", "train", "--workers", "2"]) == 0
+    capsys.readouterr()
+    (copy / "train.json").write_text("{")
     assert main(["verify", str(copy)]) == 2
-    assert "holds int64 [149, 2] where the index lists 150 samples: write the index anew" in capsys.readouterr().err
-    file.unlink()
-    assert main(["verify", str(copy)]) == 2
-    assert "cannot read train.offsets.npy" in capsys.readouterr().err
+    assert "train.json is not a shard index" in capsys.readouterr().err

@@ -3,10 +3,11 @@
 import gc
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
@@ -84,9 +85,29 @@ def engine_for(model: torch.nn.Module, setting: Setting, **options: Any) -> Iter
     try:
         yield engine
     finally:
-        engine.close()
+        close(engine)
         del engine
         gc.collect()
+
+
+def close(engine: FreezingEngine) -> None:
+    """Remove DeepSpeed's hooks from the model, which outlive the engine otherwise; `destroy()` forgets two. A training
+    ends with its process instead."""
+    engine._engine.module_forward_pre_hook.remove()
+    engine._engine.module_forward_post_hook.remove()
+    engine._engine.destroy()
+
+
+def gathered(engine: FreezingEngine) -> AbstractContextManager:
+    """Inside this context every weight is whole on every rank, for reading. Collective at stage 3."""
+    if engine.resolved.zero_stage != 3:
+        return nullcontext()
+    return deepspeed.zero.GatheredParameters(list(engine.model.parameters()))
+
+
+def group_sizes(engine: FreezingEngine) -> list[tuple[int, ...]]:
+    """Parameter sizes of each group that still trains, as `memory.expected_optimizer_bytes` takes them."""
+    return [group.sizes for group in engine._groups]
 
 
 def learning_rates(step: int, num_units: int, frozen_units: int) -> list[float | None]:
@@ -117,5 +138,5 @@ def train_step(engine: FreezingEngine, step: int) -> list[float]:
 
 def weights(engine: FreezingEngine) -> dict[str, torch.Tensor]:
     """Whole weights in the precision of training, copied."""
-    with engine.gathered():
+    with gathered(engine):
         return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}

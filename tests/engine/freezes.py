@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.engine.cases import STEPS, Setting, engine_for, new_model, train_step, weights
+from tests.engine.cases import STEPS, Setting, engine_for, group_sizes, new_model, train_step, weights
 from tests.engine.small_vit import batch
 from tests.engine.traffic import counted_traffic
 from trainer.engine import internals
@@ -33,7 +33,7 @@ def traffic_by_frozen_units(setting: Setting) -> list[dict[str, Any]]:
                 {
                     "reduced": traffic.reduced,
                     "gathered": traffic.gathered,
-                    "groups": engine.group_sizes(),
+                    "groups": group_sizes(engine),
                     "all_parameters": everything,
                 }
             )
@@ -67,7 +67,7 @@ def many_freezes(setting: Setting, freezes: int) -> list[dict[str, Any]]:
             train_step(engine, frozen_units)
             if engine._engine.optimizer is not internals.inner_optimizer(engine._engine):
                 wrappers.append(weakref.ref(engine._engine.optimizer))
-            live, groups = live_tensor_bytes(), engine.group_sizes()
+            live, groups = live_tensor_bytes(), group_sizes(engine)
             report = engine.freeze(frozen_units)
             rank = dist.get_rank()
             found.append(
@@ -75,7 +75,7 @@ def many_freezes(setting: Setting, freezes: int) -> list[dict[str, Any]]:
                     "live_bytes_freed": live - live_tensor_bytes(),
                     "optimizer_bytes_freed": report.optimizer_bytes_before[rank] - report.optimizer_bytes_after[rank],
                     "leaked_wrappers": sum(wrapper() is not None for wrapper in wrappers),
-                    "frozen_groups": groups[: len(groups) - len(engine.group_sizes())],
+                    "frozen_groups": groups[: len(groups) - len(group_sizes(engine))],
                 }
             )
     return found

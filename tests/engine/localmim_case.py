@@ -6,8 +6,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.engine.cases import Setting, engine_for, weights
-from trainer.engine.memory import expected_optimizer_bytes
+from tests.engine.cases import Setting, engine_for, gathered, group_sizes, weights
+from tests.engine.memory import expected_optimizer_bytes
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
@@ -41,7 +41,7 @@ def train_localmim(setting: Setting, steps: int) -> dict[str, Any]:
                 found["bytes"].append(engine.optimizer_bytes())
                 found["expected_bytes"].append(
                     expected_optimizer_bytes(
-                        engine.group_sizes(), zero_stage=setting.stage, world_size=dist.get_world_size()
+                        group_sizes(engine), zero_stage=setting.stage, world_size=dist.get_world_size()
                     )
                 )
             engine.set_learning_rates([1e-3] * model.num_units)
@@ -50,7 +50,7 @@ def train_localmim(setting: Setting, steps: int) -> dict[str, Any]:
             engine.step()
             found["stage_counts"].append(len(stage_losses))
             found["finite"] &= math.isfinite(loss.item())
-        with engine.gathered():
+        with gathered(engine):
             shown = model.reconstruct(*batch(0, 0))
         found["shown_stages"] = len(shown.stages)
         final = weights(engine)

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 
 from tests.engine.cases import FREEZES, STEPS, Setting, engine_for, new_model, train_step, weights
+from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.manifest import Manifest, list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.state_file import MASTER
@@ -82,7 +83,7 @@ def save(engine: FreezingEngine, archive: FrozenArchive, setting: Setting, step:
         shapes=shapes,
         files={},
     )
-    save_checkpoint(Path(root), manifest, engine, archive, keep_last=2)
+    save_checkpoint(Path(root), manifest, engine, archive, CheckpointConfig())
 
 
 def save_that_one_rank_cannot_write(root: str) -> tuple[str, list[str]]:

@@ -5,7 +5,7 @@ from typing import Any
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
 
-from tests.engine.cases import new_model, train_step
+from tests.engine.cases import close, new_model, train_step
 from trainer.engine.config import OptimizerConfig
 from trainer.engine.ds_config import resolve_ds_config
 from trainer.engine.engine import FreezingEngine
@@ -28,5 +28,5 @@ def train_two_steps(raw: dict[str, Any]) -> int:
     engine.freeze(2)
     train_step(engine, 1)
     applied = engine.resume_state()["optimizer_steps"]
-    engine.close()
+    close(engine)
     return applied

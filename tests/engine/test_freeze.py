@@ -6,8 +6,8 @@ import pytest
 from tests.distributed import RankPool
 from tests.engine import freezes
 from tests.engine.cases import Setting
+from tests.engine.memory import expected_optimizer_bytes
 from tests.engine.trajectory import build_cpu_adam
-from trainer.engine.memory import expected_optimizer_bytes
 
 STAGES = (0, 1, 2, 3)
 RANKS = 2

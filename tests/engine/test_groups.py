@@ -2,9 +2,9 @@
 
 import torch
 
+from tests.engine.memory import expected_optimizer_bytes
 from tests.engine.small_vit import SmallViT
 from trainer.engine.groups import parameter_groups
-from trainer.engine.memory import expected_optimizer_bytes
 
 
 class ExemptingViT(SmallViT):

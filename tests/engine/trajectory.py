@@ -14,15 +14,16 @@ from tests.engine.cases import (
     WEIGHT_DECAY,
     Setting,
     engine_for,
+    group_sizes,
     learning_rates,
     new_model,
     train_step,
     weights,
 )
+from tests.engine.memory import expected_optimizer_bytes
 from tests.engine.reference import LossScale, Reference
 from trainer.engine.config import OptimizerConfig
 from trainer.engine.engine import FreezingEngine
-from trainer.engine.memory import expected_optimizer_bytes
 
 MATRIX = [
     Setting(stage, precision, clip, accumulation)
@@ -142,6 +143,6 @@ def _record_bytes(found: Trajectory, engine: FreezingEngine, reported: list[int]
     found.bytes_reported.append(reported[rank])
     found.bytes_expected.append(
         expected_optimizer_bytes(
-            engine.group_sizes(), zero_stage=engine.resolved.zero_stage, world_size=world_size, moments=started
+            group_sizes(engine), zero_stage=engine.resolved.zero_stage, world_size=world_size, moments=started
         )
     )

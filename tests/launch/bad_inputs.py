@@ -10,16 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-RECIPE = """
-model: {image_size: 64, patch_size: 16, embed_dim: 32, depth: 4, num_heads: 2, stages: [0, 1, 2, 3], decoder_dim: 32,
-        decoder_heads: 2}
-freezing: {how: cubic, t0: 0.8}
-optimizer: {lr: 1e-3, warmup_epochs: 0.1}
-data: {workers: 0, window: 4, lanes: 4}
-train: {epochs: 0.5, global_batch: 8}
-checkpoint: {every_steps: 4, keep_last: 2}
-tracking: {log_every: 1, pictures: never, tensorboard: false}
-"""
+from tests.launch.small_recipe import small_recipe
+
+RECIPE = small_recipe(
+    optimizer={"warmup_epochs": 0.1, "clip_grad": 0.0},
+    data={"workers": 0},
+    train={"epochs": 0.5},
+    checkpoint={"every_steps": 4, "keep_last": 2},
+)
 BF16, FP16 = {"bf16": {"enabled": True}}, {"fp16": {"enabled": True}}
 TWO_RANKS = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
 
@@ -216,6 +214,35 @@ DS_CONFIGS = {
     ),
     "ZeRO++": ds_config("remove zero_optimization.zero_quantized_weights", zero(3, zero_quantized_weights=True)),
     "pipeline": ds_config("remove pipeline: ", {"pipeline": {"stages": 2}}),
+    "word for a yes or no": ds_config(
+        r"config.json: wall_clock_breakdown is 'yes'; give true or false", {"wall_clock_breakdown": "yes"}
+    ),
+    "word for a yes or no in a section": ds_config(
+        "config.json: flops_profiler.enabled is 'x'; give true or false", {"flops_profiler": {"enabled": "x"}}
+    ),
+    "word for a yes or no in zero_optimization": ds_config(
+        "config.json: zero_optimization.contiguous_gradients is 'no'; give true or false",
+        zero(2, contiguous_gradients="no"),
+    ),
+    "number for a yes or no": ds_config(
+        "config.json: prescale_gradients is 3; give true or false", {"prescale_gradients": 3}
+    ),
+    "nothing for a yes or no": ds_config(
+        "config.json: memory_breakdown is None; give true or false", {"memory_breakdown": None}
+    ),
+    "number for a type": ds_config(
+        "config.json: communication_data_type is 5; give a string, or remove it", {"communication_data_type": 5}
+    ),
+    "word for a factor": ds_config(
+        "config.json: gradient_predivide_factor is 'x'; give a positive number", {"gradient_predivide_factor": "x"}
+    ),
+    "factor of nothing": ds_config(
+        "config.json: gradient_predivide_factor is 0; give a positive number", {"gradient_predivide_factor": 0}
+    ),
+    "fraction of a step": ds_config("config.json: steps_per_print is 1.5; give an integer", {"steps_per_print": 1.5}),
+    "profiler switched on by itself": ds_config(
+        "config.json: flops_profiler must be an object, not True", {"flops_profiler": True}
+    ),
     "an auto that nothing fills": ds_config(
         'reduce_bucket_size is "auto", which nothing fills; give', zero(2, reduce_bucket_size="auto")
     ),

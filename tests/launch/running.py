@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import torch
 
+from tests.launch.small_recipe import small_recipe
 from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
 from trainer.tracking.metrics import read_metrics
@@ -18,16 +19,6 @@ from trainer.tracking.metrics import read_metrics
 REPOSITORY = Path(__file__).parents[2]
 BIN = Path(sys.executable).parent
 PROGRAM, FAULTY_PROGRAM = "launch/pretrain.py", "tests/launch/faulty_pretrain.py"
-RECIPE = """
-model: {image_size: 64, patch_size: 16, embed_dim: 32, depth: 4, num_heads: 2, stages: [0, 1, 2, 3], decoder_dim: 32,
-        decoder_heads: 2}
-freezing: {how: cubic, t0: 0.8}
-optimizer: {lr: 1e-3, warmup_epochs: 0.3, clip_grad: 1.0}
-data: {workers: 1, window: 4, lanes: 4}
-train: {epochs: 3, global_batch: 8}
-checkpoint: {every_steps: 5, keep_last: 3}
-tracking: {log_every: 1, pictures: never, tensorboard: false}
-"""
 
 
 class Run:
@@ -36,7 +27,7 @@ class Run:
     def __init__(self, directory: Path, shards: Path):
         self.directory, self._shards = directory, shards
         self._recipe = directory.with_name(directory.name + ".yaml")
-        self._recipe.write_text(RECIPE)
+        self._recipe.write_text(small_recipe())
         self._output = directory.with_name(directory.name + ".log")
         self._process: subprocess.Popen | None = None
         self._family: list[psutil.Process] = []
@@ -47,7 +38,13 @@ class Run:
     def __exit__(self, *_: object) -> None:
         self.kill()
 
-    def start(self, launcher: str, *overrides: str, fault: str | None = None) -> None:
+    def start(
+        self,
+        launcher: str,
+        *overrides: str,
+        ds_config: str | Path = "ds_configs/zero2_cpu.json",
+        fault: str | None = None,
+    ) -> None:
         """launcher: deepspeed or torchrun (two ranks), or python (one). fault: see faulty_pretrain."""
         port = str(random.randrange(20000, 32000))
         start = {
@@ -55,7 +52,7 @@ class Run:
             "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
             "python": [sys.executable],
         }[launcher]
-        arguments = ["--ds_config", "ds_configs/zero2_cpu.json", "--recipe", self._recipe, "--data", self._shards]
+        arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
         made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         environment = {name: value for name, value in os.environ.items() if name not in made_by_launchers}
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
@@ -66,9 +63,10 @@ class Run:
                 env=environment | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
                 stderr=subprocess.STDOUT)  # fmt: skip
 
-    def wait_for_step(self, step: int) -> None:
+    def wait_for_step(self, step: int, event: str = "step") -> None:
+        """Wait until that step, or a later one, is in the metrics: event = step, checkpoint, freeze, ..."""
         deadline = time.monotonic() + 180
-        while not any(event["event"] == "step" and event["step"] >= step for event in self.events()):
+        while not any(e["event"] == event and e["step"] >= step for e in self.events()):
             assert self._launcher.poll() is None, f"ended before it could be interrupted\n{self.printed[-3000:]}"
             assert time.monotonic() < deadline, f"step {step} was not reached in time\n{self.printed[-3000:]}"
             time.sleep(0.02)
@@ -82,7 +80,17 @@ class Run:
     def launcher(self) -> psutil.Process:
         return psutil.Process(self._launcher.pid)
 
-    def end(self, timeout: float = 120) -> int:
+    def process(self, name: str) -> psutil.Process:
+        """launcher (the command), rank 0, rank 1, or deepspeed.launcher.launch: the command's child on each machine,
+        which starts the ranks. A signal it sends on to each rank's whole tree, data workers too, one rank after the
+        other, and kills what is left of a tree after 30 seconds."""
+        if name == "launcher":
+            return self.launcher
+        if name.startswith("rank "):
+            return self.rank(int(name.removeprefix("rank ")))
+        return next(p for p in self._children() if name in p.cmdline())
+
+    def end(self, timeout: float = 240) -> int:
         """Wait until the launcher and everything below it is gone, and return the launcher's exit code."""
         code = self._launcher.wait(timeout)
         _, alive = psutil.wait_procs(self._family, timeout=timeout)

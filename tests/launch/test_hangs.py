@@ -18,17 +18,17 @@ def run(tmp_path: Path, shards: Path) -> Iterator[Run]:
 
 
 def test_a_stopped_process_is_named_with_its_last_step(run: Run) -> None:
-    run.start("deepspeed", "train.hang_timeout=5s", "train.epochs=40")
+    run.start("deepspeed", "train.hang_timeout=8s", "train.epochs=40")
     run.wait_for_step(8)
     run.rank(1).send_signal(signal.SIGSTOP)
     assert run.end(timeout=120) == 1
-    assert "hang: no progress for 5 s (train.hang_timeout); this is rank 0, in step" in run.printed
+    assert "hang: no progress for 8 s (train.hang_timeout); this is rank 0, in step" in run.printed
     assert "rank 1: last seen in step" in run.printed
     assert "its process is stopped or gone <- behind" in run.printed
 
 
 def test_a_stopped_rank_zero_which_serves_the_store_is_named_too(run: Run) -> None:
-    run.start("torchrun", "train.hang_timeout=5s", "train.epochs=40")
+    run.start("torchrun", "train.hang_timeout=8s", "train.epochs=40")
     run.wait_for_step(8)
     run.rank(0).send_signal(signal.SIGSTOP)
     assert run.end(timeout=120) == 1
@@ -44,7 +44,7 @@ def test_a_stopped_rank_zero_which_serves_the_store_is_named_too(run: Run) -> No
     ],
 )
 def test_a_rank_that_does_not_come_to_a_collective_is_named_by_all(run: Run, fault: str, line: str, code: str) -> None:
-    run.start("deepspeed", "train.hang_timeout=5s", fault=fault)
+    run.start("deepspeed", "train.hang_timeout=8s", fault=fault)
     assert run.end(timeout=120) == 1
     for rank in (0, 1):
         assert f"this is rank {rank}, in step 5" in run.printed

@@ -45,6 +45,7 @@ def test_a_run_whose_time_is_up_saves_and_can_go_on(run: Run) -> None:
     [
         ("deepspeed", signal.SIGUSR1, "rank 1", 75),
         ("deepspeed", signal.SIGINT, "rank 0", 75),
+        ("deepspeed", signal.SIGTERM, "deepspeed.launcher.launch", 1),  # as a scheduler: code 1, whatever its ranks say
         ("torchrun", signal.SIGTERM, "rank 1", 1),  # torchrun has one code for all that is not 0
         ("torchrun", signal.SIGINT, "rank 0", 1),
         ("torchrun", signal.SIGTERM, "launcher", 1),
@@ -57,7 +58,7 @@ def test_a_signal_to_any_process_saves_at_one_step_on_all_ranks(
 ) -> None:
     run.start(launcher, "train.epochs=40")
     run.wait_for_step(12)
-    process = run.launcher if target == "launcher" else run.rank(int(target.removeprefix("rank ")))
+    process = run.process(target)
     sent = time.monotonic()
     process.send_signal(number)
     assert run.end() == code, run.printed[-3000:]

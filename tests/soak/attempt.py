@@ -105,6 +105,10 @@ class Attempt:
     def wait(self) -> bool:
         """Whether all processes ended by themselves in time; what is left is killed."""
         family = self._family()
+        deadline = time.monotonic() + END_SECONDS
+        for process in self.processes:  # before psutil, which would take the exit codes and leave 0 for `codes`
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, deadline - time.monotonic()))
         _, alive = psutil.wait_procs(family, timeout=END_SECONDS)
         for process in alive:
             with contextlib.suppress(psutil.NoSuchProcess):

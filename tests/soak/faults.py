@@ -20,14 +20,20 @@ FILE_SIZE_LIMIT = 2**16
 
 @dataclass(frozen=True)
 class Interruption:
-    """`graceful`: all ranks are to save the step that they are at and leave. `by_launcher`: needs the deepspeed
-    command to be one of the processes."""
+    """`graceful`: all ranks are to save the step that they are at and leave with 75. `says`: they are to end with 1,
+    and these words. `by_launcher`: needs the deepspeed command to be one of the processes."""
 
     name: str
     strike: Callable[[Attempt, random.Random], None]
     moment: Literal["at a step", "while starting", "inside a save", "at a freeze"] = "at a step"
     graceful: bool = False
+    says: str = ""
     by_launcher: bool = False
+
+    @property
+    def code(self) -> int | None:
+        """The exit code of every rank; None where the run is not asked to end in any particular way."""
+        return 75 if self.graceful else 1 if self.says else None
 
 
 def kill_one(attempt: Attempt, rng: random.Random) -> None:
@@ -84,7 +90,7 @@ INTERRUPTIONS = (
     Interruption("SIGKILL to the deepspeed command", signal_launcher(signal.SIGKILL), graceful=True, by_launcher=True),
     Interruption("SIGTERM to the deepspeed command", signal_launcher(signal.SIGTERM), graceful=True, by_launcher=True),
     Interruption("SIGKILL to one rank under deepspeed", kill_one, by_launcher=True),
-    Interruption("no room for a checkpoint", fill_the_disk),
+    Interruption("no room for a checkpoint", fill_the_disk, says="not saved, earlier ones are intact"),
 )
 
 

@@ -6,21 +6,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.launch.small_recipe import small_recipe
 from tests.soak.attempt import START_SECONDS, Attempt, Layout
 from tests.soak.compare import Difference, compare
 from tests.soak.faults import DAMAGE, INTERRUPTIONS, Interruption, whole_checkpoints
 from trainer.tracking.metrics import read_metrics
 
-RECIPE = """
-model: {image_size: 64, patch_size: 16, embed_dim: 32, depth: 4, num_heads: 2, stages: [0, 1, 2, 3], decoder_dim: 32,
-        decoder_heads: 2}
-freezing: {how: cubic, t0: 0.8}
-optimizer: {lr: 1e-3, warmup_epochs: 0.3, clip_grad: 1.0}
-data: {workers: 1, window: 4, lanes: 4}
-train: {epochs: 4, global_batch: 8}
-checkpoint: {every_steps: 4, keep_last: 3}
-tracking: {log_every: 1, pictures: never, tensorboard: false}
-"""
+RECIPE = small_recipe(train={"epochs": 4}, checkpoint={"every_steps": 4})
 LAYOUTS = [Layout(ranks, stage) for ranks in (1, 2, 4) for stage in (0, 1, 2, 3)]
 MOVING_REFERENCE = Layout(2, 2)
 LOSS_TOLERANCE = 1e-4
@@ -117,8 +109,16 @@ class Life:
             return f"the checkpoint of step {max(announced)} is lost; the newest whole one is of {newest}"
         if interruption.graceful and newest != self._last_step():
             return f"left at step {self._last_step()} without saving it; the newest checkpoint is of {newest}"
-        if interruption.graceful and not attempt.through_launcher and set(attempt.codes()) not in ({75}, {0}):
-            return f"exit codes {attempt.codes()} instead of 75, see {attempt.log}"
+        return self._check_farewell(attempt, interruption)
+
+    def _check_farewell(self, attempt: Attempt, interruption: Interruption) -> str:
+        """Exit codes (0 = it was done before it was hurt; the launcher has codes of its own) and the last words."""
+        if attempt.through_launcher or interruption.code is None or set(attempt.codes()) == {0}:
+            return ""
+        if set(attempt.codes()) != {interruption.code}:
+            return f"exit codes {attempt.codes()} instead of {interruption.code}, see {attempt.log}"
+        if interruption.says not in attempt.log.read_text(errors="replace"):
+            return f"did not say {interruption.says!r}, see {attempt.log}"
         return ""
 
     def _check_resume(self, attempt: Attempt, expected: int) -> str:

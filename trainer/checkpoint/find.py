@@ -16,7 +16,6 @@ from trainer.checkpoint.manifest import (
     Manifest,
     list_checkpoints,
     read_manifest,
-    verify,
     verify_file,
 )
 from trainer.errors import BadInput
@@ -25,19 +24,11 @@ from trainer.ranks import from_rank_zero
 SECONDS_BETWEEN_LINES = 10.0
 
 
-def find_checkpoint(root: Path, resume: str, say: Callable[[str], None]) -> Path | None:
-    """What `--resume auto|never|PATH` means for a run whose checkpoints are in `root`; None = start anew.
-
-    Reads the checkpoint once, in this process alone; the ranks of a run share that work, see `verify_together`.
-    Raises `BadInput` as the two functions that it is made of."""
-    return first_whole(checkpoint_candidates(root, resume), resume, say, verify)
-
-
 def checkpoint_candidates(root: Path, resume: str) -> list[Path]:
-    """The checkpoints, newest first, that `resume` allows to go on from.
+    """The checkpoints, newest first, that `--resume auto|never|PATH` allows to go on from; `root` is the run's own.
 
     PATH is a checkpoint or a run directory, whose newest one is meant and no other. Raises `BadInput` where `never`
-    would overwrite checkpoints, and where PATH holds none."""
+    would overwrite checkpoints, where PATH holds none, and where a folder cannot be read."""
     if resume not in ("auto", "never"):
         return checkpoints_at(Path(resume), "--resume")[:1]
     try:
@@ -96,7 +87,7 @@ def newest_whole(candidates: list[Path], say: Callable[[str], None], verify_one:
 
 
 def verify_together(directory: Path, say: Callable[[str], None]) -> Manifest:
-    """`verify`, with the files divided over the ranks. Collective; every rank returns or raises the same.
+    """`manifest.verify`, with the files divided over the ranks. Collective; every rank returns or raises the same.
 
     `say` is told now and then how far rank 0 has come, which is about as far as all."""
     manifest = from_rank_zero(lambda: read_manifest(directory))

@@ -62,8 +62,12 @@ def step_of(directory: Path) -> int:
 
 
 def list_checkpoints(root: Path) -> list[Path]:
-    """The checkpoint directories under `root`, newest first, whole or not."""
-    found = [path for path in root.glob("step_*") if _DIRECTORY.fullmatch(path.name) and path.is_dir()]
+    """The checkpoint directories under `root`, newest first, whole or not; none where there is no such folder.
+
+    Raises OSError if it cannot be read (`Path.glob` would find nothing, and the run would start anew)."""
+    if not root.is_dir():
+        return []
+    found = [path for path in root.iterdir() if _DIRECTORY.fullmatch(path.name) and path.is_dir()]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -73,18 +77,20 @@ def write_manifest(directory: Path, manifest: Manifest) -> None:
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """Raises `DamagedCheckpoint` when it is missing, unreadable or not what was written; `BadInput` when it is of
-    another format version."""
+    """Raises `DamagedCheckpoint` when it is missing, unreadable or not what was written, or not the one of this
+    directory; `BadInput` when it is of another format version."""
     path = directory / MANIFEST
     try:
         content = json.loads(path.read_text())
         version = content["format_version"]
-        if isinstance(version, int) and version != FORMAT_VERSION:
+        sound = content.get(OWN_CHECKSUM) == manifest_digest(content)
+        # where there is a checksum it must fit, lest a flipped digit pass for another format
+        if isinstance(version, int) and version != FORMAT_VERSION and (sound or OWN_CHECKSUM not in content):
             which = "newer" if version > FORMAT_VERSION else "older"
             raise BadInput(
                 f"{path}: format version {version}, this program reads {FORMAT_VERSION}: use the {which} program"
             )
-        if content.get(OWN_CHECKSUM) != manifest_digest(content):
+        if not sound:
             raise DamagedCheckpoint(f"{path}: its checksum does not fit its content")
         manifest = _SCHEMA.validate_python(content)
     except ValidationError as error:
@@ -92,8 +98,10 @@ def read_manifest(directory: Path) -> Manifest:
         raise DamagedCheckpoint(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
     except BadInput:
         raise
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedCheckpoint(f"{path}: {type(error).__name__}: {error}") from None
+    if _DIRECTORY.fullmatch(directory.name) and step_of(directory) != manifest.step:
+        raise DamagedCheckpoint(f"{path}: is of step {manifest.step}, its folder is named {directory.name}")
     strange = [name for name in manifest.files if not _RANK_FILE.fullmatch(name)]
     if strange:  # a path out of the directory, for instance
         raise DamagedCheckpoint(f"{path}: {strange[0]!r} is no name of a rank's file")

@@ -86,6 +86,12 @@ class Checkpoint:
     @torch.no_grad()
     def load_weights(self, model: torch.nn.Module) -> None:
         """Copy every parameter in fp32 into a model that no engine holds yet. Raises `BadInput` for another model."""
+        self.require_fits(model)
+        for name, parameter in model.named_parameters():
+            parameter.copy_(self.read(MASTER, name, 0, parameter.numel()).view_as(parameter))
+
+    def require_fits(self, model: torch.nn.Module) -> None:
+        """Raises `BadInput` unless `model`, which may be on the meta device, has these parameters in these shapes."""
         parameters = dict(model.named_parameters())
         for name, shape in self.manifest.shapes.items():
             here = list(parameters[name].shape) if name in parameters else None
@@ -93,8 +99,6 @@ class Checkpoint:
                 raise BadInput(f"{self.directory}: {name} has shape {shape} there and {here} in this recipe's model")
         if missing := parameters.keys() - self.manifest.shapes.keys():
             raise BadInput(f"{self.directory}: holds no {min(missing)}: another model")
-        for name, parameter in parameters.items():
-            parameter.copy_(self.read(MASTER, name, 0, parameter.numel()).view_as(parameter))
 
     @torch.no_grad()
     def load_engine(self, engine: "FreezingEngine") -> None:

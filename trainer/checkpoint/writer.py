@@ -38,11 +38,11 @@ class SaveFailed(RuntimeError):
 
 
 def save_checkpoint(
-    root: Path, manifest: Manifest, engine: FreezingEngine, archive: FrozenArchive, keep_last: int
+    root: Path, manifest: Manifest, engine: FreezingEngine, archive: FrozenArchive, config: CheckpointConfig
 ) -> tuple[Path, int]:
     """Write ``root/step_…`` while training waits, collective over all ranks; see `write_checkpoint`."""
     state = HostMemory().copy_state(engine, archive)
-    return write_checkpoint(root, manifest, state, CheckpointConfig(keep_last=keep_last))
+    return write_checkpoint(root, manifest, state, config)
 
 
 def write_checkpoint(
@@ -101,7 +101,7 @@ def _together(action: Callable[[], T], final: Path, group: dist.ProcessGroup | N
 def _make_empty(directory: Path, needed: int) -> None:
     """The hidden directory to write into. Raises OSError if `needed` bytes will not fit beside what is there."""
     for stale in directory.parent.glob(".step_*.tmp"):  # what a killed run left half-written
-        shutil.rmtree(stale)
+        shutil.rmtree(stale, ignore_errors=stale != directory)  # only this name is needed now
     directory.mkdir(parents=True)
     if shutil.disk_usage(directory).free < needed:  # spares the writing; quotas and other writers show only then
         raise OSError(f"{directory}: no room ({_room(directory, needed)})")
@@ -128,14 +128,16 @@ def _publish(temporary: Path, final: Path, manifest: Manifest, config: Checkpoin
     root = final.parent
     write_manifest(temporary, manifest)
     sync_directory(temporary)
-    if final.exists():  # saved before, by a run that went back behind it
-        final.rename(temporary.with_suffix(".replaced.tmp"))
+    replaced = temporary.with_suffix(".replaced.tmp")
+    if final.exists():  # a state for inspection that is saved again, or one of another process that still saves here
+        final.rename(replaced)
     temporary.rename(final)
-    sync_directory(root)
-    # The checkpoint is safe from here on; housekeeping that fails must not say otherwise, nor end a training.
+    # The checkpoint is there from here on; housekeeping that fails must not say otherwise, nor end a training.
     with contextlib.suppress(OSError):
-        write_text(root / LATEST, final.name)
-    by_step = {step_of(path): path for path in list_checkpoints(root)}
-    for step in config.superseded(list(by_step)):
-        shutil.rmtree(by_step[step], ignore_errors=True)
-    shutil.rmtree(temporary.with_suffix(".replaced.tmp"), ignore_errors=True)
+        sync_directory(root)  # before anything older goes
+        with contextlib.suppress(OSError):
+            write_text(root / LATEST, final.name)
+        by_step = {step_of(path): path for path in list_checkpoints(root)}
+        for step in config.superseded(list(by_step)):
+            shutil.rmtree(by_step[step], ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)

@@ -40,7 +40,12 @@ class DataConfig(Section):
     retries: int = Field(
         default=8, ge=0, description="How often a read that failed for the moment is tried again, after 1/4 s to 30 s."
     )
-    timeout: float = Field(default=60.0, gt=0, description="Seconds that one request to a URL may take.")
+    timeout: float = Field(
+        default=60.0,
+        gt=0,
+        description="Seconds that one request to a URL may take; a read is two of them. For s3://, gs://, http(s):// "
+        "and fsspec's other asynchronous filesystems; no effect on any other, nor on paths and pipe:.",
+    )
     on_bad_sample: Literal["raise", "skip-and-substitute"] = Field(
         default="raise",
         description="A damaged or undecodable sample stops the run, or another sample of its block stands in for it, "

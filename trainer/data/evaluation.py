@@ -55,21 +55,25 @@ def evaluation_batches(
     """Centre crops of a rank's samples, `batch` at a time; the next batches are read in the background.
 
     Raises ShardError if a shard or an image is damaged."""
-    storage = storage or Storage()
+    used = storage or Storage()
     ids, num_valid = evaluation_samples(index.num_samples, batch, rank, world_size)
 
     def read(chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[RawSample]]:
-        return chosen, read_samples(index, chosen, storage)
+        return chosen, read_samples(index, chosen, used)
 
-    with closing(read_ahead(read, np.split(ids, len(ids) // batch), _BATCHES_AHEAD)) as batches:
-        for number, (chosen, raw) in enumerate(batches):
-            samples = [parse_sample(each) for each in raw]
-            yield EvaluationBatch(
-                images=torch.stack([centre_view(sample, image_size) for sample in samples]),
-                labels=torch.tensor([sample.label for sample in samples]),
-                samples=torch.from_numpy(chosen),
-                valid=torch.arange(number * batch, (number + 1) * batch) < num_valid,
-            )
+    try:
+        with closing(read_ahead(read, np.split(ids, len(ids) // batch), _BATCHES_AHEAD)) as batches:
+            for number, (chosen, raw) in enumerate(batches):
+                samples = [parse_sample(each) for each in raw]
+                yield EvaluationBatch(
+                    images=torch.stack([centre_view(sample, image_size) for sample in samples]),
+                    labels=torch.tensor([sample.label for sample in samples]),
+                    samples=torch.from_numpy(chosen),
+                    valid=torch.arange(number * batch, (number + 1) * batch) < num_valid,
+                )
+    finally:
+        if storage is None:
+            used.close()
 
 
 def centre_view(sample: Sample, size: int) -> torch.Tensor:

@@ -78,8 +78,8 @@ class LaneLoader(Loader):
     ranks and workers.
 
     Memory per rank: undecoded samples as `memory_bound` says (for ImageNet with 256 lanes of 64 at most 1.8 GB over all
-    ranks together, half of that on average, plus 28 MB per worker that reads ahead), and `prefetch` + 2 micro-batches
-    of pixels.
+    ranks together, half of that on average, plus at most 56 MB per worker that reads ahead), and `prefetch` + 2
+    micro-batches of pixels.
 
     Raises BadInput if batch, ranks and lanes do not divide one another or the data are fewer than a global batch."""
 
@@ -115,16 +115,14 @@ class LaneLoader(Loader):
         self._index = index
         self._read_ahead = config.read_ahead
 
-    @property
-    def steps_per_epoch(self) -> int:
-        return self.order.steps_per_epoch
-
     def memory_bound(self) -> int:
         """Bytes of undecoded samples that this rank holds at most, for samples of mean size:
-        (lanes / world_size + workers · read_ahead) · window · mean bytes of a sample."""
+        (lanes / world_size + 2 · workers · read_ahead) · window · mean bytes of a sample. Twice, for a block that was
+        read is held together with the samples that are cut out of it; without read_ahead that is one block a worker."""
         mean = sum(shard.num_bytes for shard in self._index.shards) / self.order.num_samples
-        blocks = self.order.lanes // self.layout.world_size + max(1, self.num_workers) * self._read_ahead
-        return round(min(blocks * self.order.window, self.order.num_samples) * mean)
+        read = max(1, self.num_workers) * max(1, 2 * self._read_ahead)
+        block = min(self.order.window, -(-self.order.num_samples // self.order.lanes))
+        return round((self.order.lanes // self.layout.world_size + read) * block * mean)
 
     def describe(self) -> str:
         return (
@@ -191,7 +189,10 @@ def _next_share(shares: Iterator[Share | Failure]) -> Share:
     try:
         share = next(shares)
     # A dead worker shows as DataLoader's RuntimeError, or as a broken connection to the tensors that it had sent.
-    except (RuntimeError, EOFError, OSError) as error:
+    # Any other exception is one that the worker should not have raised.
+    except StopIteration:
+        raise  # this process asked for more shares than there are
+    except Exception as error:
         raise WorkerFailed(
             f"a data worker failed ({type(error).__name__}, see above). If it was killed for want of memory, "
             "lower data.workers, data.prefetch or data.window"

@@ -78,8 +78,9 @@ class LaneOrder(Positions):
         if self.lanes % world_size:
             good = nearest_lanes(self.global_batch, world_size, self.lanes)
             raise BadInput(
-                f"data.lanes = {self.lanes} is not a multiple of the world size {world_size}: "
-                f"start a new run with data.lanes={good}"
+                f"data.lanes = {self.lanes} is not a multiple of the world size {world_size}: in a new run set "
+                f"data.lanes={good}; a run keeps its lanes for life, so continue one on a number of ranks that divides "
+                f"{self.lanes}"
             )
 
     def place(self, position: int) -> tuple[int, int, int]:
@@ -97,11 +98,6 @@ class LaneOrder(Positions):
         in_stream = first + permutation(derive_key(self.seed, _BLOCK, epoch, lane, block), last - first)
         slot = np.searchsorted(starts, in_stream, side="right") - 1
         return self._shard_starts[shards[slot]] + in_stream - starts[slot]
-
-    def sample(self, epoch: int, position: int) -> int:
-        """The id of the sample at a position of an epoch, 0 <= position < steps_per_epoch · global_batch."""
-        lane, block, place = self.place(position)
-        return int(self.block(epoch, lane, block)[place])
 
     def _stagger(self, lane: int) -> int:
         """How much shorter a lane's first block is, so that the lanes refill in turn and not all in one step."""
@@ -125,6 +121,10 @@ def default_lanes(global_batch: int) -> int:
 
 
 def nearest_lanes(global_batch: int, world_size: int, wanted: int) -> int:
-    """The number of lanes nearest to `wanted` that divides the global batch and is a multiple of the world size."""
+    """The number of lanes nearest to `wanted` that divides the global batch and is a multiple of the world size.
+
+    Raises BadInput if there is none."""
+    if global_batch % world_size:
+        raise BadInput(f"the world size {world_size} does not divide the global batch of {global_batch}: change one")
     good = [n for n in range(world_size, global_batch + 1, world_size) if global_batch % n == 0]
     return min(good, key=lambda lanes: abs(lanes - wanted))

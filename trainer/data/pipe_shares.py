@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 
+import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.data.batches import BatchLayout, Failure, Share
 from trainer.data.config import DataConfig
 from trainer.data.counter_rng import derive_key
-from trainer.data.errors import BadSample
+from trainer.data.errors import BadSample, ShardError
 from trainer.data.lane_shares import training_view
 from trainer.data.order import Positions
-from trainer.data.pipe import PipeSource
+from trainer.data.pipe import Members, PipeSource, parse_members
 from trainer.data.reader import Sample
 from trainer.errors import BadInput
+
+_FEWEST_TRIES = 64  # bad samples in a row that are passed over even where the buffer is smaller
 
 
 class PipeShares(IterableDataset):
@@ -53,18 +56,28 @@ class PipeShares(IterableDataset):
         except BadInput as error:  # a ShardError, or a package missing on this machine
             yield Failure(str(error))
 
-    def _share(self, samples: Iterator[Sample], epoch: int, positions: list[int]) -> Share:
+    def _share(self, samples: Iterator[Members], epoch: int, positions: list[int]) -> Share:
         share = Share.empty(len(positions), self._image_size)
         for row, position in enumerate(positions):
             key = self._positions.augmentation_key(epoch, position)
-            while True:
-                sample = next(samples)
-                try:
-                    view = training_view(sample, key, self._config, self._image_size)
-                    break
-                except BadSample as error:
-                    if self._config.on_bad_sample == "raise":
-                        raise
-                    share.substituted.append(f"{error}; the next of the stream stands in for it")
+            sample, view = self._next_sound(samples, key, share.substituted)
             share.put(row, view, sample.label, sample.key)
         return share
+
+    def _next_sound(self, samples: Iterator[Members], key: int, passed_over: list[str]) -> tuple[Sample, torch.Tensor]:
+        """The next sample that can be decoded, and its view; a line for each that was passed over.
+
+        Raises BadSample for the first that cannot if the run wants it so, ShardError if more in a row cannot than the
+        buffer holds: the stream has no end."""
+        bad = 0
+        while True:
+            try:
+                sample = parse_members(next(samples))
+                return sample, training_view(sample, key, self._config, self._image_size)
+            except BadSample as error:
+                if self._config.on_bad_sample == "raise":
+                    raise
+                if bad >= max(_FEWEST_TRIES, self._buffer):
+                    raise ShardError(f"{error} (and so are the {bad} before it: nothing can stand in)") from error
+                bad += 1
+                passed_over.append(f"{error}; the next of the stream stands in for it")

@@ -17,6 +17,8 @@ from trainer.data.urls import redact
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 NO_LABEL = -1
+_LARGEST_LABEL = 2**31 - 1
+_LABEL_BYTES = 20
 
 
 class Sample(NamedTuple):
@@ -59,7 +61,8 @@ def _read_neighbours(
     first, end = int(ranges[0, 0]), int(ranges[-1, 1])
     location = index.shard_location(shard)
     content = storage.read_range(location, first, end, index.shards[shard].num_bytes)
-    # Copies, so that a sample's memory is free again once it is used, and not only when its whole block is.
+    # Copies, so that a sample's memory is free again once it is used, and not only when its whole block is. For the
+    # moment of cutting, the block is held twice.
     return {
         int(sample): RawSample(content[start - first : stop - first], f"shard {redact(location)}, bytes {start}-{stop}")
         for sample, (start, stop) in zip(samples, ranges.tolist(), strict=True)
@@ -78,7 +81,7 @@ def parse_sample(raw: RawSample) -> Sample:
             if member.extension in IMAGE_EXTENSIONS:
                 image = data
             elif member.extension == "cls":
-                label = int(data)
+                label = parse_label(data)
     except (TarDamage, ValueError) as error:
         raise BadSample(_damaged(raw, keys, str(error))) from error
     if len(keys) != 1:
@@ -86,6 +89,17 @@ def parse_sample(raw: RawSample) -> Sample:
     if image is None:
         raise BadSample(_damaged(raw, keys, f"no image (.{', .'.join(IMAGE_EXTENSIONS)}) among the members"))
     return Sample(next(iter(keys)), image, label, raw.where)
+
+
+def parse_label(content: bytes) -> int:
+    """The class number in a `.cls`; -1 says that there is none. Raises ValueError in one short line."""
+    try:
+        label = int(content) if len(content) <= _LABEL_BYTES else None
+    except ValueError:
+        label = None
+    if label is None or not NO_LABEL <= label <= _LARGEST_LABEL:
+        raise ValueError(f"its .cls is {shown(content[:200].decode('utf-8', 'replace'))}, not a class number")
+    return label
 
 
 def _damaged(raw: RawSample, keys: dict[str, None], what: str) -> str:
@@ -96,8 +110,9 @@ def _damaged(raw: RawSample, keys: dict[str, None], what: str) -> str:
 class LaneReader:
     """The samples at given positions of a run, in their order: the lanes of one worker.
 
-    Holds at most one block of `window` samples per lane, freed sample by sample, and `depth` blocks read ahead. The
-    order in which lanes need their next block is known, so those that are read ahead are the very next ones."""
+    Holds at most one block of `window` samples per lane, freed sample by sample, and `depth` blocks read ahead, each of
+    these twice for the moment of being cut into samples. The order in which lanes need their next block is known, so
+    those that are read ahead are the very next ones."""
 
     def __init__(
         self, index: ShardIndex, order: LaneOrder, storage: Storage, positions: Iterable[tuple[int, int]], depth: int

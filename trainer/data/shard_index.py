@@ -13,6 +13,7 @@ command-line tools import this without waiting for torch."""
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -100,10 +101,6 @@ class ShardIndex:
         fetched = _fetch(url, storage)
         file = Path(fetched.name) / _base_name(url)
         return cls(file, *_parse(file, redact(url)), url, fetched)
-
-    @property
-    def split(self) -> str:
-        return self.file.stem
 
     @property
     def name(self) -> str:
@@ -213,10 +210,13 @@ def write_index(
     classes: Sequence[str] | None,
     left_out: dict[str, str],
 ) -> ShardIndex:
-    """Writes all four index files, `{split}.json` last: where it stands, everything it speaks of is complete."""
+    """Writes all four index files, `{split}.json` last: where it stands, everything it speaks of is complete.
+
+    open_clip looks for base names in `sizes.json`, so base names that shards of several folders share are left out of
+    it: no count would be right for all of them."""
     filenames = [shard.path for shard in shards]
     _update_json(directory / "_info.json", lambda info: _timm_info(info, directory.name, split, shards))
-    _update_json(directory / "sizes.json", lambda sizes: sizes | {Path(s.path).name: s.num_samples for s in shards})
+    _update_json(directory / "sizes.json", lambda sizes: _open_clip_sizes(sizes, shards))
     file = directory / f"{split}.json"
     with replace_file(offsets_file(file)) as stream:
         np.save(stream, offsets.astype(np.int64), allow_pickle=False)
@@ -287,6 +287,12 @@ def _timm_info(info: dict[str, Any], name: str, split: str, shards: Sequence[Sha
         "shard_lengths": [shard.num_samples for shard in shards],
     }
     return {"name": name, "version": "1.0"} | info | {"splits": info.get("splits", {}) | {split: entry}}
+
+
+def _open_clip_sizes(sizes: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
+    names = Counter(Path(shard.path).name for shard in shards)
+    sizes = sizes | {Path(shard.path).name: shard.num_samples for shard in shards}
+    return {name: size for name, size in sizes.items() if names[name] <= 1}
 
 
 def _update_json(file: Path, change: Any) -> None:

@@ -2,7 +2,9 @@
 
 Paths are opened directly. URLs go through fsspec (s3://, gs://, http(s)://, …) with one range request per read, no
 cache, and a second request for the object's size and ETag: fsspec hands on neither the status nor the headers of a
-range request, and asked for afterwards they tell whether what was read is still what the index was made of.
+range request. The size is compared with the index's, the ETag with what this process saw first. So an object that was
+rewritten in the same size before this process first read it passes here; tar headers out of place may tell, and
+`python -m data_tools verify`, which compares sha256, does.
 
 Credentials, endpoints and the like are given as the libraries behind fsspec want them: for S3 in AWS's environment
 variables (AWS_ENDPOINT_URL for a store that is not Amazon's) or ~/.aws, for any of them in fsspec's own configuration
@@ -47,7 +49,9 @@ class FileFacts:
 class Storage:
     """Reads for one process; may be used by several threads. Make it in the process that uses it, after any fork.
 
-    An operation takes at most (retries + 1) · timeout seconds plus the delays (about a minute for 8 retries)."""
+    An attempt to read a range behind a URL is two requests of at most `timeout` seconds each, so the operation takes at
+    most (retries + 1) · 2 · timeout seconds plus the delays (about a minute for 8 retries). Only fsspec's asynchronous
+    filesystems (s3, gs, http, abfs) keep to `timeout`; others, and files on this machine, take as long as they take."""
 
     def __init__(self, retries: int = 8, timeout: float = 60.0) -> None:
         self._retries = retries

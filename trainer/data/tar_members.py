@@ -47,11 +47,8 @@ class TarMember:
 
     @property
     def key(self) -> str:
-        """What WebDataset groups members by: the path up to the first dot of the base name. Empty for a file that
-        belongs to no sample."""
-        folder, slash, base = self.name.rpartition("/")
-        stem, dot, _ = base.partition(".")
-        return folder + slash + stem if stem and dot and not _META.match(self.name) else ""
+        """`key_of` its name."""
+        return key_of(self.name)
 
     @property
     def extension(self) -> str:
@@ -59,10 +56,12 @@ class TarMember:
         return self.name.rpartition("/")[2].partition(".")[2].lower()
 
 
-def parse_member(header: bytes | memoryview, offset: int) -> TarMember:
-    """The member whose 512-byte header stands at `offset`. Raises TarDamage if it is not a header of a regular file."""
-    info = _parse_header(header, offset)
-    return _member(info, offset, offset + BLOCK, info.name, info.size)
+def key_of(name: str) -> str:
+    """What WebDataset groups members by: the path up to the first dot of the base name. Empty for a file that belongs
+    to no sample."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, _ = base.partition(".")
+    return folder + slash + stem if stem and dot and not _META.match(name) else ""
 
 
 def members_of(stretch: bytes) -> Iterator[TarMember]:

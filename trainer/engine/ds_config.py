@@ -11,6 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+from trainer.engine.ds_types import refuse_wrong_types
 from trainer.errors import BadInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -106,6 +107,7 @@ def resolve_ds_config(
     the recipe leaves them to this config. Raises `BadInput` naming the key, both values and the mend."""
     config = copy.deepcopy(raw)
     _refuse_misspelt(config, source)
+    refuse_wrong_types(config, source)
     stage = _zero_stage(config, source)
     _refuse_untested(config, source)
     found_precision = _resolve_precision(config, source, precision, stage)

@@ -21,7 +21,6 @@ parameter groups, which is exact: training goes on as plain AdamW that dropped t
 import gc
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,7 +69,7 @@ class FreezingEngine:
         internals.raise_no_error_at_lowest_scale(self._engine)
 
     def forward(self, *inputs: Any) -> Any:
-        """The model's forward, through DeepSpeed's hooks. The inputs must be on `device`."""
+        """The model's forward, through DeepSpeed's hooks. The inputs must be on the accelerator."""
         return self._engine(*inputs)
 
     def backward(self, loss: torch.Tensor) -> None:
@@ -92,11 +91,6 @@ class FreezingEngine:
         else:
             self._engine.step()
         self._backward_pending = False
-
-    @property
-    def device(self) -> torch.device:
-        """Where inputs belong."""
-        return self._engine.device
 
     @property
     def at_boundary(self) -> bool:
@@ -181,15 +175,11 @@ class FreezingEngine:
         )
 
     def optimizer_bytes(self) -> int:
-        """Bytes of fp32 masters and moments on this rank now; `memory.expected_optimizer_bytes` is the theory."""
+        """Bytes of fp32 masters and moments on this rank now."""
         state = internals.inner_optimizer(self._engine).state
         tensors = [master for group in internals.masters(self._engine) for master in group]
         tensors += [state[master][key] for master in tensors if master in state for key in MOMENTS]
         return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
-
-    def group_sizes(self) -> list[tuple[int, ...]]:
-        """Parameter sizes of each group that still trains, as `memory.expected_optimizer_bytes` takes them."""
-        return [group.sizes for group in self._groups]
 
     def fragments(self, *, owned_only: bool) -> Iterator[Fragment]:
         """This rank's part of the optimizer state by parameter; see `fragments.local_fragments`.
@@ -213,22 +203,12 @@ class FreezingEngine:
         """Put back a `resume_state`. Creates zero moments if updates were applied, for the caller to overwrite."""
         internals.set_counters(self._engine, global_steps=state["global_steps"], skipped_steps=state["skipped_steps"])
         internals.set_loss_scaler_state(self._engine, state["loss_scaler"])
-        self._bad_steps = state.get("bad_steps", 0)
-        self._bad_steps_in_a_row = state.get("bad_steps_in_a_row", 0)
+        self._bad_steps = state["bad_steps"]
+        self._bad_steps_in_a_row = state["bad_steps_in_a_row"]
         if state["optimizer_steps"]:
             inner = internals.inner_optimizer(self._engine)
             for master in (master for group in internals.masters(self._engine) for master in group):
                 inner.state[master] = _adamw_state(master, state["optimizer_steps"], self.resolved)
-
-    def gathered(self) -> AbstractContextManager:
-        """Inside this context every weight is whole on every rank, for reading. Collective at stage 3."""
-        if self.resolved.zero_stage != 3:
-            return nullcontext()
-        return deepspeed.zero.GatheredParameters(list(self.model.parameters()))
-
-    def close(self) -> None:
-        """Remove DeepSpeed's hooks from the model, which outlive the engine otherwise."""
-        internals.destroy_engine(self._engine)
 
     def _update(self) -> None:
         scale_can_fall = internals.can_lower_loss_scale(self._engine)

@@ -266,10 +266,3 @@ def give_world_group_timeout(timeout: timedelta) -> None:
     DeepSpeed would make this clone of the world group itself, and torch would give it a timeout of its own: 10 minutes
     on NCCL, whatever `init_process_group` was told."""
     process_groups._WORLD_GROUP = torch.distributed.new_group(timeout=timeout)
-
-
-def destroy_engine(engine: deepspeed.DeepSpeedEngine) -> None:
-    """Remove DeepSpeed's hooks from the model. `destroy()` forgets two, which would keep the engine alive."""
-    engine.module_forward_pre_hook.remove()
-    engine.module_forward_post_hook.remove()
-    engine.destroy()

@@ -1,4 +1,4 @@
-"""Bytes that a rank keeps for the optimizer, in theory.
+"""Bytes that a rank keeps for the optimizer, in theory: what the tests hold the engine's measured bytes against.
 
 The measured counterpart is `FreezingEngine.optimizer_bytes`; the two are equal once the first update was applied.
 """

@@ -1,0 +1,60 @@
+"""What the tests of a run's start do on the ranks: choose a checkpoint and prepare the run directory."""
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch.distributed as dist
+
+from tests.checkpoint.tensors import write_by_hand
+from tests.launch.bad_inputs import RECIPE
+from trainer.errors import BadInput
+from trainer.model.localmim import LocalMIM
+from trainer.plan import RunPlan, plan_run
+from trainer.ranks import Ranks
+from trainer.recipe import load_recipe
+from trainer.setup import choose_checkpoint, prepare_output, require_shared
+
+
+def plan_in(folder: Path, shards: Path, ranks: Ranks, ds_config: dict[str, Any]) -> RunPlan:
+    """The plan of a run in `folder`/run; its recipe and ds_config are written beside it."""
+    (folder / f"recipe_{ranks.rank}.yaml").write_text(RECIPE)
+    (folder / f"config_{ranks.rank}.json").write_text(json.dumps(ds_config))
+    recipe = load_recipe(str(folder / f"recipe_{ranks.rank}.yaml"), [f"data.path={shards}"], folder)
+    return plan_run(recipe, folder / f"config_{ranks.rank}.json", folder / "run", ranks)
+
+
+def write_checkpoint_of(plan: RunPlan, step: int, **changes: Any) -> Path:
+    """A checkpoint that `plan` may go on from, but for the `changes` to its manifest."""
+    weights = {name: parameter.detach() for name, parameter in LocalMIM(plan.recipe.model).named_parameters()}
+    about = {"recipe": plan.recipe.model_dump(mode="json"), "index_hash": plan.index.content_hash}
+    return write_by_hand(plan.checkpoints, step, weights, world_size=1, **about | changes)
+
+
+def start(folder: str, shards: str, ds_config: dict[str, Any], rename_fails: bool = False) -> str:
+    """What a run with `--resume auto` does before it builds its engine; how that ended on this rank."""
+    ranks = Ranks(dist.get_rank(), dist.get_rank(), dist.get_world_size(), dist.get_world_size())
+    failing = mock.patch.object(Path, "rename", side_effect=OSError(errno.EACCES, "Permission denied"))
+    try:
+        plan = plan_in(Path(folder), Path(shards), ranks, ds_config)
+        if rename_fails:
+            failing.start()
+        checkpoint = choose_checkpoint(plan, "auto")
+        prepare_output(plan, checkpoint)
+        return "new run" if checkpoint is None else checkpoint.directory.name
+    except BadInput as error:
+        return str(error)
+    finally:
+        mock.patch.stopall()
+
+
+def look_at_own_folder(outputs: list[str]) -> str:
+    """`require_shared` with an output for each rank."""
+    output = Path(outputs[dist.get_rank()])
+    try:
+        require_shared(output, output / "checkpoints")
+        return "shared"
+    except BadInput as error:
+        return str(error)
