@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -31,6 +32,7 @@ def run_command(main: Callable[[], int]) -> None:
     except BadInput as error:
         rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
         if rank != "0":
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training would only take note of it
             time.sleep(PATIENCE_SECONDS)
         message = redact(str(error))  # it may quote an override or a path that is a URL with a password
         print(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}", file=sys.stderr, flush=True)

@@ -148,9 +148,9 @@ def test_missing_shards_and_sizes_are_found_before_training(store):
     (store.folder / VICTIM).unlink()
     with pytest.raises(BadInput, match=rf"{store.url}/{VICTIM} cannot be read: No such file; {store.url}/train.json"):
         ShardIndex.open(store.url)
-    store.requests.clear()
-    ShardIndex.open(store.url, check_remote_shards=False)
-    assert len(store.requests) == 2
+    with serve(store.folder) as other:  # nothing of the checks above is still under way there
+        ShardIndex.open(other.url, check_remote_shards=False)
+        assert sorted(request.name for request in other.requests) == ["train.json", "train.offsets.npy"]
 
 
 def test_no_index_behind_a_url_is_refused(store):
