@@ -5,6 +5,7 @@ With lanes, what a global batch holds, pixels included, is a pure function of th
 any number of ranks and workers, and reads at most one block per lane that was read before."""
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -26,7 +27,7 @@ from trainer.errors import BadInput
 log = logging.getLogger(__name__)
 
 
-class Loader:
+class Loader(ABC):
     """Micro-batches of one rank for the steps of a range, over epoch ends.
 
     Iterating yields len(steps) · accumulation micro-batches. It raises ShardError if data cannot be read or are
@@ -68,9 +69,9 @@ class Loader:
                 mask_keys = torch.from_numpy(self._positions.mask_keys(epoch, positions))
                 yield assemble(parts, self.layout.owners(positions, workers), mask_keys, self._pin_memory)
 
+    @abstractmethod
     def describe(self) -> str:
         """One sentence for the start of a run: how the data come, and the memory that they take."""
-        raise NotImplementedError
 
 
 class LaneLoader(Loader):
