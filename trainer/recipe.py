@@ -22,7 +22,10 @@ from trainer.model.config import ModelConfig
 from trainer.section import Section
 from trainer.tracking.config import TrackingConfig
 
+_STEP_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
+
+MOST_PROFILED_STEPS = 100
 
 
 def _seconds(value: Any) -> Any:
@@ -39,6 +42,26 @@ Seconds = Annotated[float, BeforeValidator(_seconds)]
 """A duration in seconds, which a recipe may also write as 1d, 3h50m, 45m or 30s."""
 
 
+def _step_numbers(value: Any) -> list[int]:
+    """``100-103`` → [100, 101, 102, 103]; a number stands for itself, a list may hold both, nothing is no step."""
+    numbers: set[int] = set()
+    for part in value if isinstance(value, list) else [] if value is None else [value]:
+        found = _STEP_RANGE.fullmatch(str(part))
+        if found is None:
+            raise ValueError(f"write steps as 100, 100-103 or a list of both, not {part!r}")
+        steps = range(int(found[1]), int(found[2] or found[1]) + 1)
+        if not steps or steps[0] == 0:
+            raise ValueError(f"{part} holds no step: the first is 1, and 100-103 goes up")
+        numbers.update(steps[: MOST_PROFILED_STEPS + 1])
+    if len(numbers) > MOST_PROFILED_STEPS:
+        raise ValueError(f"name at most {MOST_PROFILED_STEPS} steps: no viewer opens a recording of more")
+    return sorted(numbers)
+
+
+Steps = Annotated[list[int], BeforeValidator(_step_numbers)]
+"""Numbers of steps from 1, which a recipe may also write as 100-103."""
+
+
 class TrainConfig(Section):
     epochs: float = Field(1600, gt=0, description="length of the run in passes over the data")
     global_batch: int = Field(2048, ge=1, description="images per optimizer step over all ranks and micro-batches")
@@ -47,6 +70,16 @@ class TrainConfig(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="empty = as the ds_config says")
     seed: int = Field(0, ge=0, description="of the initial weights, the order of the data, the crops and the masks")
+    compile: bool = Field(
+        False,
+        description="torch.compile the encoder's block at the start, in a minute or so; written for GPUs, where it has "
+        "not been timed yet: on a CPU it gains nothing; not with ZeRO-3",
+    )
+    checkpoint_activations: bool = Field(
+        False,
+        description="keep only the input of each live encoder block for the backward pass and run the block again "
+        "there: much less memory for about a quarter more time; results keep every bit",
+    )
     stop_after: Seconds | None = Field(
         None,
         gt=0,
@@ -65,6 +98,11 @@ class TrainConfig(Section):
         description="when a rank has stood still for so long (30m, seconds), all tell where each of them is, and end "
         "with exit code 1; must be longer than any pause that is no hang, a save to slow storage for instance; "
         "0 = never",
+    )
+    profile: Steps = Field(
+        [],
+        description="steps (1 = the first) to record into RUN/profile, with torch's profiler and the memory over time: "
+        "a number, 100-103, or a list of both; empty = none",
     )
 
 

@@ -32,13 +32,18 @@ from trainer.tracking.console import Console
 from trainer.watchdog import keep_flight_recorder
 
 # What may change between a checkpoint and the run that continues it: the images, masks, rates and freezes of every step
-# stay the same. (Another precision or micro-batch rounds differently.)
+# stay the same. (Another precision or micro-batch rounds differently, and so does a compiled block.)
 FREE_TO_CHANGE = {
     "train.micro_batch",
     "train.precision",
+    "train.compile",
+    "train.checkpoint_activations",
     "train.stop_after",
     "train.max_bad_steps",
     "train.hang_timeout",
+    "train.profile",
+    "freezing.rebatch",
+    "freezing.memory_budget",
     "data.path",
     "data.workers",
     "data.prefetch",

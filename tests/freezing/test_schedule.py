@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from trainer.errors import BadInput
 from trainer.freezing.config import FreezingConfig
-from trainer.freezing.schedule import FreezeSchedule, predicted_saving
+from trainer.freezing.schedule import FreezeSchedule, predicted_saving, saving
 from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
 
@@ -145,13 +145,20 @@ def test_nonsense_in_the_recipe_is_refused(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("size", "t0", "warmup_epochs", "saving"),
-    [("base", 0.8, 10, 0.157), ("large", 0.8, 5, 0.164), ("base", 0.5, 10, 0.318), ("large", 0.5, 5, 0.332)],
+    ("size", "t0", "warmup_epochs", "expected"),
+    [("base", 0.8, 10, 0.156), ("large", 0.8, 5, 0.164), ("base", 0.5, 10, 0.317), ("large", 0.5, 5, 0.332)],
 )
-def test_predicted_saving_of_a_hundred_epochs(size: Any, t0: float, warmup_epochs: int, saving: float) -> None:
+def test_predicted_saving_of_a_hundred_epochs(size: Any, t0: float, warmup_epochs: int, expected: float) -> None:
     model = ModelConfig(size=size)
     run = {"depth": model.num_blocks, "total_steps": 100 * 625, "warmup_steps": warmup_epochs * 625}
-    assert predicted_saving(schedule(t0=t0, **run), model) == pytest.approx(saving, abs=5e-4)
+    assert predicted_saving(schedule(t0=t0, **run), model) == pytest.approx(expected, abs=5e-4)
+
+
+def test_saving_weighs_the_cost_of_each_count_with_its_steps() -> None:
+    """Unit 0 freezes at 10 + 50 + 1, unit 1 at 10 + 75 + 1, the last never."""
+    linear = schedule("linear", t0=0.5, depth=2, total_steps=110, warmup_steps=10)
+    assert linear.freeze_steps() == [61, 86, None]
+    assert saving(linear, [2.0, 1.2, 0.4]) == pytest.approx(1 - (61 * 2.0 + 25 * 1.2 + 24 * 0.4) / (110 * 2.0))
 
 
 def test_predicted_saving_is_the_sum_over_steps() -> None:

@@ -133,6 +133,19 @@ RECIPES = {
     ),
     "freezing before the start": override("freezing.t0: .*greater than 0", "freezing.t0=0"),
     "freezing after the end": override("freezing.t0: .*less than or equal to 1", "freezing.t0=1.5"),
+    "memory budget in words": override(
+        "freezing.memory_budget: write an amount of memory as 80GB",
+        "freezing.rebatch=true",
+        "freezing.memory_budget=much",
+    ),
+    "memory budget for nothing": override(
+        "freezing: memory_budget is what rebatch may fill: set rebatch to true", "freezing.memory_budget=80GB"
+    ),
+    "memory budget that the first phase exceeds": override(
+        "freezing.memory_budget 2 MB: micro-batch 8 needs .* MB per rank before the first freeze, .*; raise the",
+        "freezing.rebatch=true",
+        "freezing.memory_budget=2MB",
+    ),
     "crops larger than the image": override("data: crop_scale = .*want 0 < smallest", "data.crop_scale=[0.5, 2]"),
     "window of nothing": override("data.window: .*greater than or equal to 1", "data.window=0"),
     "lanes that do not divide the batch": override(
@@ -177,6 +190,11 @@ DS_CONFIGS = {
     ),
     "stage in words": ds_config("zero_optimization.stage is 'two'; give 0, 1, 2 or 3", zero("two")),
     "stage that is not there": ds_config("zero_optimization.stage is 4; give 0, 1, 2 or 3", zero(4)),
+    "compiled blocks under ZeRO-3": ds_config(
+        "zero_optimization.stage is 3 but the recipe's train.compile is true: .*use stage 1 or 2, or set",
+        zero(3),
+        "train.compile=true",
+    ),
     "section that is a number": ds_config("zero_optimization must be an object", {"zero_optimization": 2}),
     "another batch size": ds_config(
         'train_batch_size is 16 but the recipe\'s global batch is 8; change one, or .*"auto"', {"train_batch_size": 16}

@@ -22,8 +22,8 @@ from launch.pretrain import main
 def install(fault: str, argument: str) -> None:
     import torch
 
-    from trainer.engine import internals
     from trainer.engine.engine import FreezingEngine
+    from trainer.engine.internals import rebuild
 
     rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if rank != min(1, world_size - 1) and argument != "all":
@@ -33,13 +33,13 @@ def install(fault: str, argument: str) -> None:
         return engine.global_steps + 1
 
     if fault == "kill-freeze":
-        destroy = internals._destroy_wrapper
+        destroy = rebuild._destroy_wrapper
 
         def die(engine: object) -> None:
             destroy(engine)
             os.kill(os.getpid(), signal.SIGKILL)
 
-        internals._destroy_wrapper = die
+        rebuild._destroy_wrapper = die
         return
     first, last = (int(number) for number in (argument.split("-") * 2)[:2])
     forward, backward = FreezingEngine.forward, FreezingEngine.backward

@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from trainer.model.masking import mask_at_scale, mask_noise, random_masking
 
@@ -63,11 +64,13 @@ def test_smallest_noise_is_kept_and_ties_go_to_the_earlier_patch() -> None:
     assert masking.mask.tolist() == [[1, 0, 1, 0], [0, 0, 1, 1]]
 
 
-def test_restore_undoes_the_shuffle() -> None:
+def test_what_is_seen_goes_back_to_its_place() -> None:
     noise = mask_noise(torch.arange(8), 49)
     masking = random_masking(noise, num_kept=12)
-    shuffled = noise.sort(dim=1, stable=True).values
-    assert torch.equal(shuffled.gather(1, masking.restore), noise)
+    seen = F.pad(noise.gather(1, masking.kept), (1, 0), value=2.0)  # 2 for the class token
+    whole = torch.zeros(8 * 50).index_copy(0, masking.seen, seen.flatten()).reshape(8, 50)
+    assert torch.equal(whole[:, 0], torch.full((8,), 2.0))
+    assert torch.equal(whole[:, 1:], noise * (1 - masking.mask))
 
 
 def test_mask_is_repeated_over_fine_cells_and_averaged_over_coarse_ones() -> None:

@@ -45,17 +45,17 @@ def stage_means() -> tuple[list, list, float]:
 
     rank = dist.get_rank()
     losses = StageLosses(3, torch.device("cpu"))
-    losses.add([0, 1, 2], torch.tensor([1.0, 2.0, 3.0]) + rank)
-    losses.add([1, 2], torch.tensor([6.0, 7.0]) + rank)  # stage 0 froze between two steps of the interval
+    losses.add([0, 1, 2], torch.tensor([1.0, 2.0, 3.0]) + rank, images=4)
+    losses.add([1, 2], torch.tensor([6.0, 7.0]) + rank, images=12)  # stage 0 froze, and the micro-batch grew
     first = losses.reduce(live=[1, 2])
-    losses.add([1, 2], torch.tensor([1.0, torch.nan]))
-    losses.add([1, 2], torch.tensor([torch.inf if rank else 3.0, torch.nan]))
+    losses.add([1, 2], torch.tensor([1.0, torch.nan]), images=4)
+    losses.add([1, 2], torch.tensor([torch.inf if rank else 3.0, torch.nan]), images=4)
     return first, losses.reduce(live=[1, 2]), largest_over_ranks(float(rank), torch.device("cpu"))
 
 
-def test_stage_losses_are_means_of_what_is_finite_over_ranks_and_micro_batches_and_start_anew():
+def test_stage_losses_are_means_of_what_is_finite_over_the_images_of_all_ranks_and_start_anew():
     for first, second, largest in run_on_ranks(stage_means, 2):
-        assert first == [None, pytest.approx(4.5), pytest.approx(5.5)]
+        assert first == [None, pytest.approx(5.5), pytest.approx(6.5)]
         assert second[:2] == [None, pytest.approx((1 + 1 + 3) / 3)]
         assert math.isnan(second[2])
         assert largest == 1.0

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from trainer.data.micro_batches import MicroBatches
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -54,23 +56,20 @@ class Failure:
 class BatchLayout:
     """Which positions make up each micro-batch of a rank, and which worker decodes which of them.
 
-    Micro-batch j of step s is the positions s·G + j·m·W … + m·W - 1, dealt out to the W ranks one by one."""
+    Of the positions s·G … s·G + G - 1 of step s, rank r of W has each W-th, beginning with s·G + r. In that order they
+    are cut into micro-batches, so that the size of those moves no sample to another rank or step."""
 
     global_batch: int
-    micro_batch: int
+    micro_batches: MicroBatches
     lanes: int
     rank: int
     world_size: int
 
-    @property
-    def accumulation(self) -> int:
-        """Micro-batches of this rank per step."""
-        return self.global_batch // (self.micro_batch * self.world_size)
-
-    def positions(self, first_of_step: int, micro_batch_number: int) -> NDArray[np.int64]:
-        """Positions within the epoch of one micro-batch, int64 [micro_batch]."""
-        first = first_of_step + micro_batch_number * self.micro_batch * self.world_size + self.rank
-        return first + np.arange(self.micro_batch, dtype=np.int64) * self.world_size
+    def positions(self, step: int, first: int) -> NDArray[np.int64]:
+        """Positions within the epoch of the rank's micro-batches of a step, whose positions begin at `first`;
+        int64 [accumulation, micro-batch]."""
+        mine = first + self.rank + np.arange(self.global_batch // self.world_size, dtype=np.int64) * self.world_size
+        return mine.reshape(-1, self.micro_batches.at(step))
 
     def owners(self, positions: NDArray[np.int64], num_workers: int) -> NDArray[np.int64]:
         """The worker of each position: the rank's lanes are dealt out to its workers one by one."""

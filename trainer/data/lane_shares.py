@@ -62,8 +62,7 @@ class LaneShares(IterableDataset):
         """Epoch and positions of each of a worker's shares."""
         for step in self._steps:
             epoch, first = self._order.locate(step)
-            for number in range(self._layout.accumulation):
-                positions = self._layout.positions(first, number)
+            for positions in self._layout.positions(step, first):
                 yield epoch, positions[self._layout.owners(positions, num_workers) == worker].tolist()
 
     def _share(self, reader: LaneReader, epoch: int, positions: list[int]) -> Share:

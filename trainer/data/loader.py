@@ -16,13 +16,13 @@ from trainer.data.batches import BatchLayout, Failure, MicroBatch, Share, assemb
 from trainer.data.config import DataConfig
 from trainer.data.errors import ShardError, WorkerFailed
 from trainer.data.lane_shares import LaneShares
+from trainer.data.micro_batches import MicroBatches
 from trainer.data.order import LaneOrder, Positions, default_lanes
 from trainer.data.pipe import PipeSource
 from trainer.data.pipe_shares import PipeShares
 from trainer.data.shard_index import ShardIndex
 from trainer.data.source import DataSource
 from trainer.data.workers import shares_of_workers
-from trainer.errors import BadInput
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 class Loader(ABC):
     """Micro-batches of one rank for the steps of a range, over epoch ends.
 
-    Iterating yields len(steps) · accumulation micro-batches. It raises ShardError if data cannot be read or are
+    Iterating yields the micro-batches of each step in turn. It raises ShardError if data cannot be read or are
     damaged, and WorkerFailed if a worker process dies."""
 
     def __init__(
@@ -54,7 +54,8 @@ class Loader(ABC):
 
     def __len__(self) -> int:
         """Micro-batches that iterating yields."""
-        return len(self._steps) * self.layout.accumulation
+        share = self.layout.global_batch // self.layout.world_size
+        return sum(share // self.layout.micro_batches.at(step) for step in self._steps)
 
     def __iter__(self) -> Generator[MicroBatch, None, None]:
         """Close the generator (`contextlib.closing`) where an exception may leave it unfinished: its workers then end
@@ -63,8 +64,7 @@ class Loader(ABC):
         workers = max(1, self.num_workers)
         for step in self._steps:
             epoch, first = self._positions.locate(step)
-            for number in range(self.layout.accumulation):
-                positions = self.layout.positions(first, number)
+            for positions in self.layout.positions(step, first):
                 parts = [_next_share(shares) for _ in range(workers)]
                 mask_keys = torch.from_numpy(self._positions.mask_keys(epoch, positions))
                 yield assemble(parts, self.layout.owners(positions, workers), mask_keys, self._pin_memory)
@@ -80,7 +80,7 @@ class LaneLoader(Loader):
 
     Memory per rank: undecoded samples as `memory_bound` says (for ImageNet with 256 lanes of 64 at most 1.8 GB over all
     ranks together, half of that on average, plus at most 56 MB per worker that reads ahead), and `prefetch` + 2
-    micro-batches of pixels.
+    micro-batches of pixels, which grow where the micro-batch does.
 
     Raises BadInput if batch, ranks and lanes do not divide one another or the data are fewer than a global batch."""
 
@@ -92,19 +92,19 @@ class LaneLoader(Loader):
         image_size: int,
         seed: int,
         global_batch: int,
-        micro_batch: int,
+        micro_batch: int | MicroBatches,
         rank: int,
         world_size: int,
         start_step: int = 0,
         end_step: int,
         pin_memory: bool = False,
     ) -> None:
-        _require_whole_micro_batches(global_batch, micro_batch, world_size)
+        micro_batches = _whole_micro_batches(micro_batch, global_batch, world_size)
         self.order = LaneOrder(
             index.shard_lengths, seed=seed, global_batch=global_batch, lanes=config.lanes, window=config.window
         )
         self.order.require_ranks(world_size)
-        layout = BatchLayout(global_batch, micro_batch, self.order.lanes, rank, world_size)
+        layout = BatchLayout(global_batch, micro_batches, self.order.lanes, rank, world_size)
         num_workers = min(config.workers, self.order.lanes // world_size)
         if num_workers < config.workers and rank == 0:
             log.info("data.workers lowered from %d to %d: one lane per worker", config.workers, num_workers)
@@ -146,17 +146,17 @@ class PipeLoader(Loader):
         image_size: int,
         seed: int,
         global_batch: int,
-        micro_batch: int,
+        micro_batch: int | MicroBatches,
         rank: int,
         world_size: int,
         start_step: int = 0,
         end_step: int,
         pin_memory: bool = False,
     ) -> None:
-        _require_whole_micro_batches(global_batch, micro_batch, world_size)
+        micro_batches = _whole_micro_batches(micro_batch, global_batch, world_size)
         positions = Positions(seed=seed, global_batch=global_batch, num_samples=source.num_samples)
         # With so many lanes, rows are dealt out to the workers in turn.
-        layout = BatchLayout(global_batch, micro_batch, world_size * max(1, config.workers), rank, world_size)
+        layout = BatchLayout(global_batch, micro_batches, world_size * max(1, config.workers), rank, world_size)
         steps = range(start_step, end_step)
         self._buffer = (config.lanes or default_lanes(global_batch)) * config.window // world_size
         super().__init__(
@@ -178,12 +178,11 @@ def make_loader(source: DataSource, config: DataConfig, **settings: Any) -> Load
     return LaneLoader(source, config, **settings)
 
 
-def _require_whole_micro_batches(global_batch: int, micro_batch: int, world_size: int) -> None:
-    if global_batch % (micro_batch * world_size):
-        raise BadInput(
-            f"a global batch of {global_batch} is not a whole number of micro-batches of {micro_batch} on "
-            f"{world_size} ranks: change one of them"
-        )
+def _whole_micro_batches(sizes: int | MicroBatches, global_batch: int, world_size: int) -> MicroBatches:
+    """A single number is the micro-batch of every step. Raises BadInput if one is not contained in a rank's share."""
+    micro_batches = MicroBatches.always(sizes) if isinstance(sizes, int) else sizes
+    micro_batches.require_whole(global_batch, world_size)
+    return micro_batches
 
 
 def _next_share(shares: Iterator[Share | Failure]) -> Share:

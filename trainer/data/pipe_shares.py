@@ -49,8 +49,7 @@ class PipeShares(IterableDataset):
         try:
             for step in self._steps:
                 epoch, first = self._positions.locate(step)
-                for number in range(self._layout.accumulation):
-                    positions = self._layout.positions(first, number)
+                for positions in self._layout.positions(step, first):
                     mine = positions[self._layout.owners(positions, num_workers) == worker]
                     yield self._share(samples, epoch, mine.tolist())
         except BadInput as error:  # a ShardError, or a package missing on this machine

@@ -8,7 +8,7 @@ Pure: no DeepSpeed import, no files, no ranks.
 import copy
 import difflib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 from trainer.engine.ds_types import refuse_wrong_types
@@ -89,6 +89,15 @@ class ResolvedDsConfig:
     zero_stage: int
     precision: Precision
     offload_optimizer: bool = field(default=False)
+
+    def with_micro_batch(self, micro_batch: int) -> "ResolvedDsConfig":
+        """The same global batch in other micro-batches. Raises ValueError if they do not divide a rank's share."""
+        share = self.micro_batch * self.accumulation
+        if micro_batch < 1 or share % micro_batch:
+            raise ValueError(f"a rank's {share} images a step are not a whole number of micro-batches of {micro_batch}")
+        accumulation = share // micro_batch
+        batch = {"train_micro_batch_size_per_gpu": micro_batch, "gradient_accumulation_steps": accumulation}
+        return replace(self, config=self.config | batch, micro_batch=micro_batch, accumulation=accumulation)
 
 
 def resolve_ds_config(

@@ -24,7 +24,7 @@ class FrozenArchive:
         """Copy the masters of the parameters about to freeze. Call before `FreezingEngine.freeze`."""
         for fragment in engine.fragments(owned_only=True):
             if fragment.name in names:
-                self.parts[fragment.name] = (fragment.start, fragment.master.detach().float().cpu().clone())
+                self.parts[fragment.name] = (fragment.start, fragment.master.detach().to("cpu", copy=True))
 
     def restore(
         self,

@@ -2,8 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from trainer.byte_sizes import Bytes
 from trainer.section import Section
 
 
@@ -28,3 +29,22 @@ class FreezingConfig(Section):
         description="uniform: all units warm up to the plain rate, and scaled ones then jump to theirs (as published); "
         "per_unit: each warms up to its own rate, without a jump.",
     )
+    rebatch: bool = Field(
+        default=False,
+        description="At a freeze, spend the memory that it frees on a larger micro-batch with less accumulation; the "
+        "global batch stays, and so do the images of every step. Worth it where a forward pass has a price of its own, "
+        "whatever its size: small micro-batches on a GPU, ZeRO-2 and 3, which communicate in every one.",
+    )
+    memory_budget: Bytes | None = Field(
+        default=None,
+        gt=0,
+        description="Bytes of device memory per rank (80GB, 24GiB) that rebatch may fill, by the model of "
+        "launch/plan.py, so leave room for what that does not count: the accelerator's context, communication buffers "
+        "and fragmentation. Empty: what the run needs before its first freeze, so that no phase needs more.",
+    )
+
+    @model_validator(mode="after")
+    def _budget_is_for_rebatching(self) -> "FreezingConfig":
+        if self.memory_budget is not None and not self.rebatch:
+            raise ValueError("memory_budget is what rebatch may fill: set rebatch to true, or leave the budget empty")
+        return self

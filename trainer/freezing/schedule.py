@@ -4,6 +4,7 @@ Steps are optimizer steps, counted from 0. Unit 0 is the patch embedding with th
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -101,9 +102,16 @@ def predicted_saving(schedule: FreezeSchedule, model_config: ModelConfig) -> flo
     Raises ValueError if the schedule is for another depth than the model's."""
     if schedule.depth != model_config.num_blocks:
         raise ValueError(f"schedule for {schedule.depth} blocks, model of {model_config.num_blocks}")
+    return saving(schedule, [step_flops(model_config, units).total for units in range(schedule.num_units)])
+
+
+def saving(schedule: FreezeSchedule, step_costs: Sequence[float]) -> float:
+    """Fraction of a run's cost that freezing saves, of anything that is spent step by step: FLOPs, seconds, bytes.
+
+    ``step_costs[k]``: what a step with ``k`` frozen units costs, for k = 0 … depth."""
     changes = sorted({step for step in schedule.freeze_steps() if step is not None})
     spent = sum(
-        (end - start) * step_flops(model_config, schedule.frozen_units(start)).total
+        (end - start) * step_costs[schedule.frozen_units(start)]
         for start, end in pairwise([0, *changes, schedule.total_steps])
     )
-    return 1 - spent / (schedule.total_steps * step_flops(model_config, 0).total)
+    return 1 - spent / (schedule.total_steps * step_costs[0])

@@ -1,7 +1,7 @@
 """What a step costs: matmul FLOPs counted from the shapes, 2 per multiply-add.
 
 Convolutions count as the matmuls that they are. Element-wise work, normalisation and the HOG targets are left out; so
-is what a kernel repeats in the backward pass to save memory, as the usual definition of model FLOPs has it.
+is what a kernel or a checkpointed block repeats in the backward pass, as model FLOPs are usually defined.
 """
 
 from typing import NamedTuple
@@ -44,8 +44,8 @@ def step_flops(config: ModelConfig, frozen_units: int) -> StepFlops:
 
 
 def _patch_embedding(config: ModelConfig) -> int:
-    """All patches are embedded; masking comes after."""
-    return _matmul(config.num_patches, 3 * config.patch_size**2, config.width)
+    """Only the kept patches are embedded."""
+    return _matmul(config.num_kept, 3 * config.patch_size**2, config.width)
 
 
 def _transformer_block(tokens: int, dim: int, mlp_dim: int) -> int:

@@ -60,28 +60,35 @@ def _magnitude_and_bin(images: Tensor, bins: int) -> tuple[Tensor, Tensor]:
     """Gradient magnitude (float32) and orientation bin (int64), both of the shape of ``images``."""
     horizontal, vertical = _sobel(images)
     magnitude = horizontal.square().add_(vertical.square()).sqrt_()
-    half_turns = torch.atan2(horizontal, vertical).div_(math.pi)
-    return magnitude, half_turns.mul_(bins).floor_().remainder_(bins).long()
+    turned = torch.atan2(horizontal, vertical).div_(math.pi).mul_(bins).floor_()  # whole numbers from -bins to bins
+    # Modulo bins, exact for whole numbers; torch's remainder gives the same three times as slowly on a CPU.
+    return magnitude, turned.sub_(turned.div(bins).floor_(), alpha=bins).long()
 
 
 def _cell_sums(magnitude: Tensor, orientation: Tensor, cell: int, bins: int) -> Tensor:
-    """Magnitudes summed by cell and bin: [B, C, H/cell, W/cell, bins]."""
+    """Magnitudes summed by cell, channel and bin: [B, H/cell, W/cell, C, bins].
+
+    In that order, because pooling and the targets can then read whole cells at a time. Changes ``orientation``.
+    """
     batch, channels, height, width = magnitude.shape
     rows, columns = height // cell, width // cell
     row = torch.arange(height, device=magnitude.device) // cell
     column = torch.arange(width, device=magnitude.device) // cell
-    first_bin = (row[:, None] * columns + column) * bins
-    sums = magnitude.new_zeros(batch * channels, rows * columns * bins)
-    sums.scatter_add_(1, (orientation + first_bin).reshape(batch * channels, -1), magnitude.flatten(0, 1).flatten(1))
-    return sums.reshape(batch, channels, rows, columns, bins)
+    channel = torch.arange(channels, device=magnitude.device)
+    first_bin = ((row[:, None] * columns + column) * channels + channel[:, None, None]) * bins
+    sums = magnitude.new_zeros(batch, rows * columns * channels * bins)
+    sums.scatter_add_(1, orientation.add_(first_bin).flatten(1), magnitude.flatten(1))
+    return sums.reshape(batch, rows, columns, channels, bins)
 
 
 def _normalised_cells(histogram: Tensor, factor: int) -> Tensor:
     """Join factor×factor cells, normalise each over its bins, and lay them out as [B, cells, C·bins].
 
-    Sums serve as well as means here: their ratio is a constant, which the normalisation removes.
+    Sums and means serve alike: their ratio is a constant, which the normalisation removes.
     """
-    batch, channels, rows, columns, bins = histogram.shape
-    blocks = histogram.reshape(batch, channels, rows // factor, factor, columns // factor, factor, bins)
-    cells = F.normalize(blocks.sum(dim=(3, 5)), dim=-1, eps=1e-12)
-    return cells.permute(0, 2, 3, 1, 4).reshape(batch, -1, channels * bins)
+    batch, rows, columns, channels, bins = histogram.shape
+    cells = histogram.flatten(3)
+    if factor > 1:
+        cells = F.avg_pool2d(cells.permute(0, 3, 1, 2), factor).permute(0, 2, 3, 1)  # channels last, as it lies
+    cells = cells.reshape(batch, rows * columns // factor**2, channels, bins)
+    return F.normalize(cells, dim=-1, eps=1e-12).flatten(2)

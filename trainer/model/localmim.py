@@ -8,8 +8,9 @@ input, leaving it trainable would keep every frozen block in the autograd graph;
 from dataclasses import dataclass
 
 import torch
-from timm.layers import PatchEmbed
 from torch import Tensor, nn
+from torch.profiler import record_function
+from torch.utils.checkpoint import checkpoint
 
 from trainer.model.block import transformer_block
 from trainer.model.config import ModelConfig
@@ -17,6 +18,7 @@ from trainer.model.decoder import Stage
 from trainer.model.exact_buffers import ExactBuffers
 from trainer.model.hog import hog_targets
 from trainer.model.masking import Masking, mask_at_scale, random_masking
+from trainer.model.patch_embed import PatchEmbed
 from trainer.model.positions import add_positions, sincos_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -52,9 +54,11 @@ class LocalMIM(ExactBuffers):
     std: Tensor
     pos_embed: Tensor
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, *, checkpoint_activations: bool = False) -> None:
+        """``checkpoint_activations``: keep each live block's input only and run it again in the backward pass."""
         super().__init__()
         self.config = config
+        self.checkpoint_activations = checkpoint_activations
         self.depth = config.num_blocks
         self.num_units = config.num_units
         self.num_patches = config.num_patches
@@ -64,7 +68,7 @@ class LocalMIM(ExactBuffers):
         self.register_buffer("pos_embed", sincos_positions(config.grid_size, config.width), persistent=False)
 
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.width).normal_(std=0.02))
-        self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
+        self.patch_embed = PatchEmbed(config)
         self.blocks = nn.ModuleList(
             transformer_block(config.width, config.heads, config.mlp_ratio, config.norm_eps) for _ in range(self.depth)
         )
@@ -146,7 +150,8 @@ class LocalMIM(ExactBuffers):
         pixels = (images.float() / 255 - self.mean) / self.std
         masking = random_masking(noise, self.config.num_kept)
         live = self.live_stages
-        targets = hog_targets(pixels, [self.config.hog_windows[stage] for stage in live], self.config.hog_bins)
+        with record_function("HOG targets"):  # a name to look for in profiles
+            targets = hog_targets(pixels, [self.config.hog_windows[stage] for stage in live], self.config.hog_bins)
         predictions = self._predict(pixels, masking)
         stages = [
             StageReconstruction(stage, target, prediction.float())
@@ -160,12 +165,20 @@ class LocalMIM(ExactBuffers):
         with self._graph_of_unit(0):
             tokens = self._embed(pixels, masking)
         for index, block in enumerate(self.blocks):
-            with self._graph_of_unit(_unit_of_block(index)):
-                tokens = block(tokens)
+            with self._graph_of_unit(_unit_of_block(index)), record_function(f"block {index}"):
+                tokens = self._run_block(block, tokens)
             stage = self._stage_of_block.get(index)
             if stage is not None and _unit_of_block(index) >= self.frozen_units:
-                predictions.append(self.stages[stage](tokens, masking))
+                with record_function(f"stage {stage}"):
+                    predictions.append(self.stages[stage](tokens, masking))
         return predictions
+
+    def _run_block(self, block: nn.Module, tokens: Tensor) -> Tensor:
+        """[B, 1 + K, D] → the same. A block that records no graph has nothing to keep, and runs once either way."""
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            # No dropout: there is no random state to put back, and the second run gives the same bits.
+            return checkpoint(block, tokens, use_reentrant=False, preserve_rng_state=False)
+        return block(tokens)
 
     def _graph_of_unit(self, unit: int) -> torch.set_grad_enabled:
         """A context that records no graph for a frozen unit, and changes nothing for a live one."""
@@ -173,8 +186,8 @@ class LocalMIM(ExactBuffers):
 
     def _embed(self, pixels: Tensor, masking: Masking) -> Tensor:
         """Normalised pixels → class token and kept patches with their positions, [B, 1 + K, D]."""
-        patches = add_positions(self.patch_embed(pixels.to(self.cls_token.dtype)), self.pos_embed[:, 1:])
-        kept = patches.gather(1, masking.kept[:, :, None].expand(-1, -1, patches.shape[2]))
+        patches = self.patch_embed(pixels, masking.kept)
+        kept = add_positions(patches, self.pos_embed[0, 1:][masking.kept])
         cls_token = add_positions(self.cls_token, self.pos_embed[:, :1]).expand(len(kept), -1, -1)
         return torch.cat([cls_token, kept], dim=1)
 

@@ -17,8 +17,8 @@ class Masking:
 
     kept: Tensor
     """int64 [B, K]: indices of the kept patches, in the order in which the encoder sees them."""
-    restore: Tensor
-    """int64 [B, L]: place of each patch in (kept, then masked); undoes the shuffle."""
+    seen: Tensor
+    """int64 [B·(1 + K)]: where the encoder's tokens, class token first, belong in [B, 1 + L] tokens laid end to end."""
     mask: Tensor
     """float32 [B, L]: 1 = masked, 0 = kept."""
 
@@ -29,9 +29,14 @@ def random_masking(noise: Tensor, num_kept: int) -> Masking:
     Args:
         noise: [B, L], any values.
     """
-    shuffle = torch.argsort(noise, dim=1, stable=True)
-    restore = torch.argsort(shuffle, dim=1)
-    return Masking(kept=shuffle[:, :num_kept], restore=restore, mask=(restore >= num_kept).float())
+    kept = torch.argsort(noise, dim=1, stable=True)[:, :num_kept]
+    seen = flat_rows(F.pad(kept + 1, (1, 0)), 1 + noise.shape[1])
+    return Masking(kept, seen, mask=torch.ones_like(noise, dtype=torch.float32).scatter_(1, kept, 0.0))
+
+
+def flat_rows(indices: Tensor, length: int) -> Tensor:
+    """Each sample's ``indices`` [B, n] among its ``length`` rows → int64 [B·n] among the rows of all, end to end."""
+    return (indices + torch.arange(len(indices), device=indices.device)[:, None] * length).flatten()
 
 
 def mask_at_scale(mask: Tensor, scale: float) -> Tensor:

@@ -32,11 +32,11 @@ class Console:
             f"waiting for data {wait:.0%}  MFU {event['mfu']:.0%}  ETA {duration(eta_seconds)}"
         )
 
-    def freeze(self, event: dict[str, Any]) -> None:
+    def freeze(self, event: dict[str, Any], accumulation: int) -> None:
         units = ", ".join("patch embedding" if unit == 0 else f"block {unit}" for unit in event["units"])
         stages = "".join(f", stage {stage} removed" for stage in event["stages_removed"])
         before, after = event["optimizer_bytes_before"][0], event["optimizer_bytes_after"][0]
         self.say(
             f"step {event['step']}: froze {units}{stages}; optimizer {before / 1e6:.2f} → {after / 1e6:.2f} MB "
-            f"per rank in {event['seconds']:.2f} s"
+            f"per rank in {event['seconds']:.2f} s; micro-batch {event['micro_batch']} x {accumulation}"
         )

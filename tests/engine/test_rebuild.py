@@ -1,0 +1,61 @@
+"""A freeze frees memory at once and never needs a second copy of what trains on."""
+
+import pytest
+
+from tests.distributed import RankPool
+from tests.engine import rebuilds
+from tests.engine.cases import Setting
+from tests.engine.trajectory import build_cpu_adam
+
+COLLECTIVES = 1024
+"""Bytes that the ranks' agreement needs for a moment: they pickle a few numbers."""
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        Setting(0, "fp32"),
+        Setting(0, "bf16"),
+        Setting(1, "fp32"),
+        Setting(1, "bf16"),
+        Setting(2, "fp32"),
+        Setting(2, "bf16"),
+        Setting(2, "fp16"),
+        Setting(3, "fp32"),
+        Setting(3, "bf16"),
+        pytest.param(Setting(1, "fp16"), marks=pytest.mark.slow),
+        pytest.param(Setting(3, "fp16"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_a_freeze_raises_memory_by_less_than_one_units_state(two_ranks: RankPool, setting: Setting) -> None:
+    for by_freeze in two_ranks.run(rebuilds.memory_of_freezes, setting):
+        assert len(by_freeze) == rebuilds.FREEZES
+        for found in by_freeze:
+            assert found.rise <= found.unit_state + COLLECTIVES
+            kept = (
+                found.optimizer_bytes // 3 if setting == Setting(0, "fp32") else 0
+            )  # there the masters are the weights
+            assert found.freed >= found.optimizer_bytes - kept - COLLECTIVES
+
+
+@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+def test_a_freeze_of_an_offloaded_optimizer_raises_memory_by_less_than_one_units_state(
+    two_ranks: RankPool, stage: int
+) -> None:
+    two_ranks.run(build_cpu_adam, timeout=500)
+    for by_freeze in two_ranks.run(rebuilds.memory_of_freezes, Setting(stage, "bf16", offload=True)):
+        for found in by_freeze:
+            assert found.rise <= found.unit_state + COLLECTIVES
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(1, "bf16"), (3, "bf16")])
+def test_masters_come_over_from_a_constructor_that_is_not_understood(
+    two_ranks: RankPool, stage: int, precision: str
+) -> None:
+    setting = Setting(stage, precision, clip=0.5)
+    assert two_ranks.run(rebuilds.rebuilding_without_help_changes_nothing, setting) == [True, True]
+
+
+def test_consecutive_shards_stay_where_they_are(one_rank: RankPool) -> None:
+    assert one_rank.run(rebuilds.one_buffer_of_parts) == [(True, True)]
