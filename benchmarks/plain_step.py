@@ -3,8 +3,8 @@
 It computes what `trainer.model.localmim.LocalMIM` computes, from the same weights under the same names, the way the
 published step goes about it (arXiv 2303.05251, 2312.02194): HOG anew for every scale and colour channel, every patch
 embedded and three quarters of them dropped, convolutions in the decoders, float images, an optimizer group for each
-parameter, and losses read on the host in every step. Attention and blocks are timm's, AdamW is torch's: nothing is
-slower than it has to be.
+parameter, and losses read on the host in every step. Attention and blocks are timm's, AdamW is torch's, a gradient's
+magnitude is torch's ``norm``: plain code, not slowed down, with nothing clever in it.
 """
 
 import math
@@ -22,13 +22,16 @@ from trainer.model.positions import sincos_positions
 
 
 class PlainHog(nn.Module):
-    """HOG at one cell size, channel after channel: Sobel convolution, a map for each bin, average pooling."""
+    """HOG at one cell size, channel after channel: Sobel convolution, a map for each bin, average pooling.
+
+    ``by_hand``: write the magnitude out instead of calling torch's ``norm``, which needs some ten times as long over
+    two channels. One has to know that; so it is off, and measured as well."""
 
     kernels: Tensor
 
     def __init__(self, window: int, bins: int) -> None:
         super().__init__()
-        self.window, self.bins = window, bins
+        self.window, self.bins, self.by_hand = window, bins, False
         sobel = torch.tensor([[1.0, 0.0, -1.0], [2.0, 0.0, -2.0], [1.0, 0.0, -1.0]])
         self.register_buffer("kernels", torch.stack([sobel, sobel.T])[:, None], persistent=False)
 
@@ -40,8 +43,9 @@ class PlainHog(nn.Module):
 
     def _cells(self, channel: Tensor) -> Tensor:
         """[B, 1, H, W] → [B, bins, H/window, W/window]."""
-        x, y = F.conv2d(F.pad(channel, (1, 1, 1, 1), mode="reflect"), self.kernels).split(1, dim=1)
-        magnitude = (x * x + y * y).sqrt()  # torch's norm over two channels takes ten times as long
+        gradient = F.conv2d(F.pad(channel, (1, 1, 1, 1), mode="reflect"), self.kernels)
+        x, y = gradient.split(1, dim=1)
+        magnitude = (x * x + y * y).sqrt() if self.by_hand else gradient.norm(dim=1, keepdim=True)
         orientation = (torch.atan2(x, y) / math.pi * self.bins).floor().long() % self.bins
         maps = magnitude.new_zeros(len(channel), self.bins, *channel.shape[2:])
         maps.scatter_(1, orientation, magnitude)
@@ -155,6 +159,12 @@ class PlainTraining:
         self.model = model
         groups = list(_one_group_each(model, lr, weight_decay))
         self.optimizer = torch.optim.AdamW(groups, betas=betas)
+
+    def magnitudes_by_hand(self, by_hand: bool) -> None:
+        """Which form of `PlainHog` the next steps take."""
+        for module in self.model.modules():
+            if isinstance(module, PlainHog):
+                module.by_hand = by_hand
 
     def step(self, pixels: Tensor, noise: Tensor) -> list[float]:
         """Forward, backward, update. Returns the loss and each stage's own, on the host."""

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -49,12 +50,17 @@ def join_one_rank(folder: str) -> None:
     join_process_group(init_method=f"file://{folder}/rendezvous")
 
 
-def plain_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:
-    """The baseline."""
+def plain_steps(config: ModelConfig, weights: Mapping[str, Tensor]) -> tuple[Step, Step]:
+    """The baseline, and the same with HOG's magnitudes written out by hand."""
     model = PlainLocalMIM(config)
     model.load_state_dict(weights)
     training = PlainTraining(model, RATE, OPTIMIZER.weight_decay, OPTIMIZER.betas)
-    return lambda batch: training.step(batch.pixels, batch.noise)
+
+    def step(batch: Batch, *, by_hand: bool) -> object:
+        training.magnitudes_by_hand(by_hand)
+        return training.step(batch.pixels, batch.noise)
+
+    return partial(step, by_hand=False), partial(step, by_hand=True)
 
 
 def bare_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:

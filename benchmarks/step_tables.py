@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -17,7 +18,8 @@ from trainer.model.flops import step_flops
 from trainer.model.hog import hog_targets
 from trainer.model.localmim import LocalMIM
 
-PLAIN, BARE, ENGINE, ENGINE_BF16 = "plain", "ours, bare PyTorch", "ours, ZeRO-1", "ours, ZeRO-1, bf16"
+PLAIN, BY_HAND = "plain", "plain, HOG magnitude by hand"
+BARE, ENGINE, ENGINE_BF16 = "ours, bare PyTorch", "ours, ZeRO-1", "ours, ZeRO-1, bf16"
 GEMM, GEMM_BF16 = "GEMM", "GEMM, bf16"
 TARGETS = {ENGINE: "≥ 1.30, ≥ 85 %", ENGINE_BF16: "≥ 2.5 × fp32, ≥ 60 %"}
 
@@ -78,14 +80,19 @@ def hog_section(config: ModelConfig, images: int, rounds: int, measured: Measure
     batch = make_batch(LocalMIM(config), images)
     plain = [PlainHog(window, config.hog_bins) for window in config.hog_windows]
 
-    def one_by_one(batch: Batch) -> None:
+    def one_by_one(batch: Batch, *, by_hand: bool) -> None:
         for hog in plain:
+            hog.by_hand = by_hand
             hog(batch.pixels)
 
     def together(batch: Batch) -> None:
         hog_targets(batch.pixels, config.hog_windows, config.hog_bins)
 
-    contenders = {"per scale and channel": one_by_one, "ours": together}
+    contenders: dict[str, Step] = {
+        "per scale and channel": partial(one_by_one, by_hand=False),
+        "the same, magnitude by hand": partial(one_by_one, by_hand=True),
+        "ours": together,
+    }
     costs = take_turns({name: seconds_per_image(hog, batch) for name, hog in contenders.items()}, 3 * rounds)
     baseline = costs["per scale and channel"]
     step = 1 / measured.costs[ENGINE].median_rate
@@ -133,8 +140,10 @@ def left_section(config: ModelConfig, measured: Measured) -> Section:
 
 def _steps(config: ModelConfig, model: LocalMIM, *, bf16: bool) -> dict[str, Step]:
     weights = model.state_dict()
+    plain, by_hand = step_contenders.plain_steps(config, weights)
     steps = {
-        PLAIN: step_contenders.plain_step(config, weights),
+        PLAIN: plain,
+        BY_HAND: by_hand,
         BARE: step_contenders.bare_step(config, weights),
         ENGINE: step_contenders.engine_step(config, weights, 1, "fp32"),
     }

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.plain_step import PlainHog, PlainLocalMIM, PlainTraining
 from benchmarks.step import main
-from benchmarks.step_contenders import RATE, bare_step, make_batch, plain_step
+from benchmarks.step_contenders import RATE, bare_step, make_batch, plain_steps
 from benchmarks.step_profile import HOG, MATMUL, OPTIMIZER, attention_flops, seconds_by_kind
 from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
@@ -46,10 +46,13 @@ def test_plain_step_has_the_loss_and_the_gradients_of_ours(model: LocalMIM) -> N
         torch.testing.assert_close(gradient, expected[name], rtol=1e-3, atol=1e-5 * expected[name].abs().max().item())
 
 
-def test_plain_hog_is_ours(model: LocalMIM) -> None:
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_plain_hog_is_ours(model: LocalMIM, by_hand: bool) -> None:
     pixels = make_batch(model, 2).pixels
     for window, target in zip([4, 8, 16, 32], hog_targets(pixels, [4, 8, 16, 32], 9), strict=True):
-        torch.testing.assert_close(PlainHog(window, 9)(pixels), target, rtol=0, atol=3e-7)
+        plain = PlainHog(window, 9)
+        plain.by_hand = by_hand
+        torch.testing.assert_close(plain(pixels), target, rtol=0, atol=3e-7)
 
 
 def test_plain_training_reads_its_losses_and_moves_every_weight(model: LocalMIM) -> None:
@@ -65,8 +68,8 @@ def test_plain_training_reads_its_losses_and_moves_every_weight(model: LocalMIM)
 def test_contenders_start_from_the_same_weights_and_leave_them_alone(model: LocalMIM) -> None:
     weights = model.state_dict()
     before = {name: weight.clone() for name, weight in weights.items()}
-    for make_step in (plain_step, bare_step):
-        make_step(CONFIG, weights)(make_batch(model, 2))
+    for step in (*plain_steps(CONFIG, weights), bare_step(CONFIG, weights)):
+        step(make_batch(model, 2))
     assert all(torch.equal(weights[name], before[name]) for name in weights)
 
 

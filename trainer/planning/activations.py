@@ -108,10 +108,10 @@ def working_bytes(
 ) -> int:
     """What a micro-batch needs at its peak beyond `saved_activation_bytes`, rounded up to the larger of its phases.
 
-    Before anything is saved, the HOG targets are made: 28 bytes for each pixel and channel. Later come the pixels and
-    targets beside the saved tensors, the errors of the losses and their gradients, the widest gradient of the decoders,
-    and where blocks are checkpointed the one that is recomputed. The images, uint8, count twice: the next micro-batch
-    is on its way while one is used."""
+    Before anything is saved, the HOG targets are made: 28 bytes for each pixel and channel, beside the masks. Later
+    come the pixels and targets beside the saved tensors, the errors of the losses and their gradients, the widest
+    gradient of the decoders, and where blocks are checkpointed the one that is recomputed. The images, uint8, count
+    twice: the next micro-batch is on its way while one is used."""
     saved = saved_activation_bytes(
         config, frozen_units, micro_batch, precision, checkpoint_activations=checkpoint_activations
     )
@@ -131,7 +131,8 @@ def working_bytes(
     if checkpoint_activations:
         hidden = (1 + config.num_kept) * int(config.width * config.mlp_ratio) * size
         beside.append(encoder_block_bytes(config, precision) + hidden)
-    peak = max(micro_batch * _HOG_PHASE * channels, saved + micro_batch * max(beside))
+    masking = config.num_patches * (_INT64 + _FLOAT32) + (1 + config.num_kept) * _INT64
+    peak = max(micro_batch * (_HOG_PHASE * channels + masking), saved + micro_batch * max(beside))
     return peak - saved + 2 * micro_batch * channels
 
 
