@@ -38,7 +38,7 @@ def checkpointing_section(config: ModelConfig, micro_batch: int, frozen_counts: 
     return Section(
         f"Checkpointed activations, {config.num_blocks} blocks of width {config.width}",
         f"fp32, micro-batch {micro_batch}, one thread; forward and backward. *Time*: with checkpointing over without, "
-        "in turn; *by FLOPs*: what the blocks that run again would make of it. *Kept*: bytes between forward and "
+        "in turn; *by FLOPs*: what is run again, which would make this of it. *Kept*: bytes between forward and "
         "backward, parameters left out, and as `trainer.planning` predicts them. Results keep every bit (a test).",
         ["frozen units", "time", "by FLOPs", "kept, MB", "predicted", "kept checkpointed, MB", "predicted"],
         rows,
@@ -58,11 +58,12 @@ def _step(model: LocalMIM, batch: tuple[Tensor, Tensor]) -> Callable[[], float]:
 
 
 def _repeated_flops(config: ModelConfig, frozen_units: int) -> float:
-    """The live blocks' forward over the whole step. Block 0 has no stage: what unit 1 costs the backward is twice its
-    forward."""
+    """What live blocks run again, over the whole step: their forward without its last matrix product, which nothing in
+    the backward pass asks for. Block 0 has no stage: what unit 1 costs the backward is twice the block's forward."""
     block = (step_flops(config, 1).backward - step_flops(config, 2).backward) / 2
+    last_product = 2 * (1 + config.num_kept) * config.width * int(config.width * config.mlp_ratio)
     live = config.num_blocks - max(0, frozen_units - 1)
-    return live * block / step_flops(config, frozen_units).total
+    return live * (block - last_product) / step_flops(config, frozen_units).total
 
 
 def _kept_bytes(model: LocalMIM, batch: tuple[Tensor, Tensor]) -> int:

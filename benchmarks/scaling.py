@@ -39,9 +39,11 @@ class Effort:
     images: int
 
 
+_BUCKETS = {"reduce_bucket_size": 5_000_000}
+"""As in ds_configs/zero2_cpu.json."""
 FULL = Effort(
-    case=Case("ViT-B", ModelConfig(), 16),
-    keys=Case("ViT-S", ModelConfig(size="small"), 16),
+    case=Case("ViT-B", ModelConfig(), 16, zero=_BUCKETS),
+    keys=Case("ViT-S", ModelConfig(size="small"), 16, zero=_BUCKETS),
     rounds=2,
     images=256,
 )

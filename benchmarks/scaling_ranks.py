@@ -1,7 +1,7 @@
 """What the ranks of `benchmarks.scaling` do: they keep engines between the calls, and train one a step when asked."""
 
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -75,12 +75,13 @@ def collective_seconds(name: str, repetitions: int) -> tuple[float, int]:
     fastest repetition, and how many collectives there are. Collective."""
     with counted_traffic() as traffic:
         train(name)
+    again = [_again(call) for call in traffic.calls]
     seconds = []
-    for _ in range(repetitions):
+    for _ in range(repetitions + 1):  # the first touches the memory
         dist.barrier()
         start = time.perf_counter()
-        for call in traffic.calls:
-            _repeat(call)
+        for collective in again:
+            collective()
         seconds.append(time.perf_counter() - start)
     return min(seconds), len(traffic.calls)
 
@@ -136,19 +137,17 @@ def made_batches(case: Case) -> Batches:
         yield images, mask_noise(torch.arange(first, first + micro_batch), case.model.num_patches)
 
 
-def _repeat(call: Call) -> None:
+def _again(call: Call) -> Callable[[], object]:
+    """The same collective on tensors of its own."""
     whole = torch.zeros(call.elements, dtype=call.dtype)
     part = torch.zeros(call.elements // dist.get_world_size(), dtype=call.dtype)
-    if call.name == "all_reduce":
-        dist.all_reduce(whole)
-    elif call.name == "all_gather_into_tensor":
-        dist.all_gather_into_tensor(whole, part)
-    elif call.name == "reduce_scatter_tensor":
-        dist.reduce_scatter_tensor(part, whole)
-    elif call.name == "reduce":
-        dist.reduce(whole, 0)
-    else:
-        raise ValueError(f"cannot repeat {call.name}")
+    collectives: dict[str, Callable[[], object]] = {
+        "all_reduce": lambda: dist.all_reduce(whole),
+        "all_gather_into_tensor": lambda: dist.all_gather_into_tensor(whole, part),
+        "reduce_scatter_tensor": lambda: dist.reduce_scatter_tensor(part, whole),
+        "reduce": lambda: dist.reduce(whole, 0),
+    }
+    return collectives[call.name]
 
 
 def _loaded(case: Case, shards: Path) -> Batches:

@@ -22,8 +22,8 @@ REPETITIONS = 3
 TARGET = "≥ 0.95"
 KEYS: dict[str, dict[str, Any]] = {
     "as it is": {},
-    "reduce_bucket_size 5e6": {"reduce_bucket_size": 5_000_000},
-    "reduce_bucket_size 5e8": {"reduce_bucket_size": 500_000_000},
+    "reduce_bucket_size 5e5": {"reduce_bucket_size": 500_000},
+    "reduce_bucket_size 5e7": {"reduce_bucket_size": 50_000_000},
     "reduce_scatter false": {"reduce_scatter": False},
     "use_multi_rank_bucket_allreduce false": {"use_multi_rank_bucket_allreduce": False},
     "contiguous_gradients false": {"contiguous_gradients": False},
@@ -104,7 +104,7 @@ def weak_sections(model: str, cases: Sequence[Case], rounds: int, notes: Sequenc
 def keys_section(case: Case, rounds: int) -> Section:
     """ZeRO-1 and 2 on two ranks with one key changed; all take turns."""
     cases = [
-        replace(case, name=f"ZeRO-{stage}, {name}", stage=stage, zero=keys)
+        replace(case, name=f"ZeRO-{stage}, {name}", stage=stage, zero={**case.zero, **keys})
         for stage in (1, 2)
         for name, keys in KEYS.items()
     ]
