@@ -7,34 +7,30 @@ ranks on this machine; the disk is that of --folder. Prints a markdown table; --
 import argparse
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.machine import describe_machine
+from benchmarks.pages import at_least_one, command_parser, run_command
 from benchmarks.saving import ROUNDS, Timings, measure
 from benchmarks.tables import Section
 from tests.distributed import run_on_ranks
-from trainer.files import write_text
 
 MB = 1e6
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.checkpoint", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--quick", action="store_true", help="a tiny model: shows that it works, and nothing else")
+    parser = command_parser("checkpoint", __doc__, quick="a tiny model: shows that it works, and nothing else")
+    parser.add_argument("--ranks", type=at_least_one, nargs="+", default=[1, 2])
     parser.add_argument("--folder", type=Path, help="write checkpoints below this folder (default: a temporary one)")
-    parser.add_argument("--output", type=Path, help="write the page here as well")
-    arguments = parser.parse_args(argv)
-    machine = describe_machine()
+    return run_command(parser, argv, "Checkpoints", _sections)
+
+
+def _sections(arguments: argparse.Namespace) -> Iterator[Section]:
     rows = []
     for ranks in arguments.ranks:
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
             rows.append(_row(run_on_ranks(measure, ranks, folder, arguments.quick, timeout=1800)))
-    page = f"# Checkpoints\n\n{machine}\n\n{_section(rows).markdown()}"
-    print(page)
-    if arguments.output:
-        write_text(arguments.output, page)
-    return 0
+    yield _section(rows)
 
 
 def _row(by_rank: list[Timings]) -> list[str]:

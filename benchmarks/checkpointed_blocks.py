@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from benchmarks.freezing_cases import random_batch
 from benchmarks.frozen_memory import saved_storages
-from benchmarks.rounds import ratio_text, take_turns
+from benchmarks.rounds import Costs, ratio_text, take_turns
 from benchmarks.tables import Section
 from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
@@ -28,10 +28,10 @@ def checkpointing_section(config: ModelConfig, micro_batch: int, frozen_counts: 
     for units in frozen_counts:
         for model in models.values():
             model.freeze_prefix(units)
-        plain, again = take_turns({str(key): _step(model, batch) for key, model in models.items()}, rounds).values()
-        row = [str(units), ratio_text(plain, again), f"{1 + _repeated_flops(config, units):.2f}"]
-        for checkpointed, model in models.items():
-            predicted = saved_activation_bytes(config, units, micro_batch, "fp32", checkpoint_activations=checkpointed)
+        plain, checkpointed = take_turns({str(k): _step(model, batch) for k, model in models.items()}, rounds).values()
+        row = [str(units), *time_cells(plain, checkpointed, _repeated_flops(config, units))]
+        for again, model in models.items():
+            predicted = saved_activation_bytes(config, units, micro_batch, "fp32", checkpoint_activations=again)
             row += [f"{_kept_bytes(model, batch) / MB:.1f}", f"{predicted / MB:.1f}"]
         rows.append(row)
         print(f"# checkpointing: {units} units frozen", flush=True)
@@ -44,6 +44,11 @@ def checkpointing_section(config: ModelConfig, micro_batch: int, frozen_counts: 
         rows,
         ["Model FLOPs, and so the MFU that a run reports, do not count what is run again."],
     )
+
+
+def time_cells(plain: Costs, checkpointed: Costs, repeated: float) -> list[str]:
+    """Times the plain step: measured, and if only the repeated FLOPs counted (their fraction of the step's)."""
+    return [ratio_text(plain, checkpointed), f"{1 + repeated:.2f}"]
 
 
 def _step(model: LocalMIM, batch: tuple[Tensor, Tensor]) -> Callable[[], float]:

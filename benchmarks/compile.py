@@ -6,19 +6,18 @@ what it keeps for the backward pass. Prints markdown tables. Takes six to eight 
 else to do; --quick takes tiny models and shows in a minute or two, most of them the compiler's, that everything
 works."""
 
-import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
 from benchmarks.checkpointed_blocks import checkpointing_section
 from benchmarks.compiled_blocks import BlockCase, block_section, freezing_section
-from benchmarks.machine import describe_machine
-from trainer.files import write_text
+from benchmarks.pages import command_parser, run_command
+from benchmarks.tables import Section
 from trainer.model.config import ModelConfig
 
 SMALL = ModelConfig(size="tiny", image_size=64)
@@ -48,34 +47,21 @@ QUICK = Effort((BlockCase("tiny", 64, 2, micro_batch=2),), 2, SMALL, SMALL, 2, (
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.compile", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--quick", action="store_true", help="tiny models, two rounds")
-    parser.add_argument("--output", type=Path, help="write the page here as well")
-    arguments = parser.parse_args(argv)
-    page = run(QUICK if arguments.quick else FULL)
-    if arguments.output:
-        write_text(arguments.output, page)
-    return 0
+    parser = command_parser("compile", __doc__, quick="tiny models, two rounds")
+    title = "Compiled blocks, checkpointed activations"
+    return run_command(parser, argv, title, lambda arguments: sections(QUICK if arguments.quick else FULL))
 
 
-def run(effort: Effort) -> str:
-    """Measures and prints section after section; returns the whole page."""
+def sections(effort: Effort) -> Iterator[Section]:
+    """Each as soon as it is measured."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = [f"# Compiled blocks, checkpointed activations\n\n{describe_machine()}\n"]
-    print(parts[0], flush=True)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as cache:
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = cache  # an empty one: the first compilation is to be a cold one
-        for section in (
-            lambda: block_section(effort.blocks, effort.rounds),
-            lambda: freezing_section(effort.freezing),
-            lambda: checkpointing_section(
-                effort.checkpointing, effort.micro_batch, effort.frozen_counts, max(2, effort.rounds // 5)
-            ),
-        ):
-            parts.append(section().markdown())
-            print(parts[-1], flush=True)
-    return "\n".join(parts)
+        yield block_section(effort.blocks, effort.rounds)
+        yield freezing_section(effort.freezing)
+        rounds = max(2, effort.rounds // 5)
+        yield checkpointing_section(effort.checkpointing, effort.micro_batch, effort.frozen_counts, rounds)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Blocks of the encoder, eager and compiled: their time, the compiler's, and that freezes leave it alone."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from benchmarks.gemm import why_no_bf16
-from benchmarks.rounds import ratio_text, take_turns
+from benchmarks.rounds import Costs, ratio_text, take_turns
 from benchmarks.tables import Section
 from trainer.model.compile import compile_blocks
 from trainer.model.config import ModelConfig
@@ -70,11 +70,14 @@ def _rows(name: str, eager: nn.Module, compiled: nn.Module, tokens: Tensor, roun
         costs = take_turns({"eager": _timed(run, eager, tokens), "compiled": _timed(run, compiled, tokens)}, rounds)
         reference, found = run(eager, tokens), run(compiled, tokens)
         difference = float((found - reference).abs().max() / reference.abs().max())
-        milliseconds = 1000 / costs["eager"].median_rate
-        rows.append(
-            [name, way, f"{milliseconds:.1f}", ratio_text(costs["compiled"], costs["eager"]), f"{difference:.0e}"]
-        )
+        rows.append(block_row(name, way, costs, difference))
     return rows
+
+
+def block_row(name: str, way: str, costs: Mapping[str, Costs], difference: float) -> list[str]:
+    """`costs`: seconds of the eager and of the compiled block."""
+    eager, compiled = costs["eager"], costs["compiled"]
+    return [name, way, f"{1000 / eager.median_rate:.1f}", ratio_text(compiled, eager), f"{difference:.0e}"]
 
 
 def _live(block: nn.Module, tokens: Tensor) -> Tensor:

@@ -20,15 +20,14 @@ from benchmarks.frozen_loading import loading_section
 from benchmarks.frozen_memory import memory_section
 from benchmarks.frozen_run import run_section
 from benchmarks.gemm import why_no_bf16
-from benchmarks.machine import describe_machine, require_linux
+from benchmarks.machine import require_linux
+from benchmarks.pages import chosen_parts, command_parser, run_command
 from benchmarks.tables import Section
 from trainer.engine.ds_config import Precision
-from trainer.errors import BadInput
-from trainer.files import write_text
 
 PARTS = ("compute", "loader", "run", "memory")
-_FEW_COUNTS = (0, 3, 5, 8, 12)
-"""Unfrozen, as each of the first two stages goes, in between, and with all units frozen that ever freeze."""
+_FEW_COUNTS = (0, 5, 12)
+"""Unfrozen, as the second stage goes, and with all units frozen that ever freeze."""
 
 
 @dataclass(frozen=True)
@@ -55,38 +54,20 @@ QUICK = Effort(compute=(TINY,), rounds=1, loader=TINY, run=TINY, run_images=32, 
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns the exit code: 0, or 2 for input that cannot be used (one line says what and how to mend it)."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.freezing", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one round")
+    parser = command_parser("freezing", __doc__, quick="a tiny model, one round")
     parser.add_argument("--only", default=",".join(PARTS), help="parts to measure, with commas; all: %(default)s")
     parser.add_argument("--corpus", type=Path, help="folder of class folders of images (default: photographs, fetched)")
-    parser.add_argument("--output", type=Path, help="write the page here as well")
-    arguments = parser.parse_args(argv)
-    try:
-        if arguments.output and not arguments.output.parent.is_dir():
-            raise BadInput(f"--output {arguments.output}: there is no folder {arguments.output.parent}; make it")
-        page = run(QUICK if arguments.quick else FULL, _parts(arguments.only), arguments.corpus)
-    except BadInput as error:
-        print(f"benchmarks.freezing: {error}", file=sys.stderr)
-        return 2
-    if arguments.output:
-        write_text(arguments.output, page)
-    return 0
+    return run_command(parser, argv, "What freezing saves", _chosen_sections)
 
 
-def run(effort: Effort, parts: list[str], source: Path | None) -> str:
-    """Measure and print section after section; returns the whole page."""
+def _chosen_sections(arguments: argparse.Namespace) -> Iterator[Section]:
     require_linux()
-    pages = [f"# What freezing saves\n\n{describe_machine()}\n"]
-    print(pages[0], flush=True)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        for section in _sections(effort, parts, source, Path(folder)):
-            pages.append(section.markdown())
-            print(pages[-1], flush=True)
-    return "\n".join(pages)
+    effort = QUICK if arguments.quick else FULL
+    return _sections(effort, chosen_parts(arguments.only, PARTS), arguments.corpus)
 
 
-def _sections(effort: Effort, parts: list[str], source: Path | None, work: Path) -> Iterator[Section]:
+def _sections(effort: Effort, parts: list[str], source: Path | None) -> Iterator[Section]:
+    """Each as soon as it is measured."""
     step_costs = None
     if "compute" in parts:
         obstacle = why_no_bf16()
@@ -98,23 +79,16 @@ def _sections(effort: Effort, parts: list[str], source: Path | None, work: Path)
             yield part_section(costs)
         yield saving_section(measured, [obstacle] if obstacle else [])
         step_costs = measured[0]["here"].by_count()
-    if "loader" in parts or "run" in parts:
-        shards = make_corpus(source, effort.run_images, work).shards
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+        work = Path(folder)
+        if "loader" in parts or "run" in parts:
+            shards = make_corpus(source, effort.run_images, work).shards
         if "loader" in parts:
-            yield loading_section(effort.loader, shards, effort.rounds)
+            yield loading_section(effort.loader, shards)
         if "run" in parts:
             yield run_section(effort.run, shards, effort.run_images // effort.run.micro_batch, work, step_costs)
     if "memory" in parts:
         yield memory_section(effort.memory)
-
-
-def _parts(only: str) -> list[str]:
-    """Raises BadInput for a part that there is not."""
-    parts = only.split(",")
-    unknown = [part for part in parts if part not in PARTS]
-    if unknown:
-        raise BadInput(f"--only {only}: there is no part {unknown[0]!r}; take some of {','.join(PARTS)}")
-    return parts
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ TINY = Case(
 def interpolate(costs: Mapping[int, float], flops: Sequence[float]) -> list[float]:
     """The cost of every frozen count from those measured: linear in the FLOPs, which fall with every unit.
 
-    `costs` must hold the first and the last count."""
+    Before the first of `costs` and after the last it stays what it is there."""
     counts = sorted(costs, reverse=True)  # by rising FLOPs, as numpy wants them
     return [float(cost) for cost in np.interp(flops, [flops[k] for k in counts], [costs[k] for k in counts])]
 

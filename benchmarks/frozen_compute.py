@@ -37,16 +37,19 @@ TIMEOUT = 900
 
 @dataclass(frozen=True)
 class StepCosts:
-    """What the parts of a step cost at each measured frozen count, in steps of the reference; medians over rounds."""
+    """What the parts of a step cost at each measured frozen count, in steps of the reference; medians over rounds.
+
+    `flops`: of the model that was measured, of one image's step by frozen units, 0 … depth."""
 
     case: Case
     precision: Precision
+    flops: Sequence[int]
     parts: Mapping[int, Sequence[float]]
 
     def by_count(self, chosen: Sequence[str] = PARTS) -> list[float]:
         """The cost of these parts together at every frozen count 0 … depth."""
         columns = [PARTS.index(part) for part in chosen]
-        return interpolate({k: sum(costs[c] for c in columns) for k, costs in self.parts.items()}, self.case.flops)
+        return interpolate({k: sum(costs[c] for c in columns) for k, costs in self.parts.items()}, self.flops)
 
     def saving(self, chosen: Sequence[str] = PARTS) -> float:
         """Fraction of these parts' cost that freezing saves over the run."""
@@ -66,7 +69,8 @@ def measure_costs(case: Case, precision: Precision, rounds: int) -> dict[str, St
                 for name, costs in at_count.items():
                     parts[name][count] = costs
                 print(f"# {case.name}, {precision}, {' and '.join(names)}: {count} units frozen", flush=True)
-    return {name: StepCosts(case, precision, by_count) for name, by_count in parts.items()}
+    flops = {"here": case.flops, "as published": published_flops(case.model)}
+    return {name: StepCosts(case, precision, flops[name], by_count) for name, by_count in parts.items()}
 
 
 class _Walk:
@@ -111,13 +115,12 @@ def _measure(frozen_units: int, rounds: int) -> dict[str, list[float]]:
 def count_section(costs: Mapping[str, StepCosts]) -> Section:
     """A row for every measured count."""
     case, precision = costs["here"].case, costs["here"].precision
-    flops = {"here": case.flops, "as published": published_flops(case.model)}
     rows = []
     for count in case.counts:
         row = [str(count)]
-        for name, of_model in costs.items():
+        for of_model in costs.values():
             compute, whole = of_model.by_count(PARTS[:2]), of_model.by_count()
-            values = (flops[name][count] / flops[name][0], compute[count] / compute[0], whole[count] / whole[0])
+            values = (of_model.flops[count] / of_model.flops[0], compute[count] / compute[0], whole[count] / whole[0])
             row += [f"{value:.3f}" for value in values]
         rows.append(row)
     columns = [f"{what}, {name}" for name in costs for what in ("FLOPs", "forward + backward", "step")]
@@ -136,8 +139,7 @@ def part_section(costs: Mapping[str, StepCosts]) -> Section:
     rows = []
     for name, of_model in costs.items():
         case = of_model.case
-        step, schedule = of_model.by_count()[0], case.schedule
-        flops = case.flops if name == "here" else published_flops(case.model)
+        step, schedule, flops = of_model.by_count()[0], case.schedule, of_model.flops
         forward = [step_flops(case.model, units).forward for units in range(case.model.num_units)]
         by_part = {"forward": forward, "backward": [whole - part for whole, part in zip(flops, forward, strict=True)]}
         for part in PARTS:
@@ -163,8 +165,7 @@ def saving_section(measured: Sequence[Mapping[str, StepCosts]], remarks: Sequenc
     for costs in measured:
         for name, of_model in costs.items():
             case = of_model.case
-            flops = case.flops if name == "here" else published_flops(case.model)
-            by_flops = saving(case.schedule, flops)
+            by_flops = saving(case.schedule, of_model.flops)
             target = f"≥ {by_flops - 0.006:.1%}" if name == "here" else "–"
             compute, whole = of_model.saving(PARTS[:2]), of_model.saving()
             run = f"{case.name}, {of_model.precision}, {name}"
@@ -172,7 +173,8 @@ def saving_section(measured: Sequence[Mapping[str, StepCosts]], remarks: Sequenc
     return Section(
         "Saved over a whole run",
         "FreezeOut cubic 0.8 over 100 epochs of ImageNet in batches of 2048, warm-up 10 % (ViT-L: 5 %): the relative "
-        "times of the tables above, added up over the schedule. The target leaves 0.6 points of the FLOPs to all that "
+        "times of the tables above, between the measured counts linear in the model's own FLOPs, added up over the "
+        "schedule. The target leaves 0.6 points of the FLOPs to all that "
         "is no matrix product.",
         ["run", "FLOPs", "target", "forward + backward", "step"],
         rows,

@@ -42,7 +42,7 @@ def memory_section(case: Case) -> Section:
     """A row for every frozen count, rank 0's figures beside the predicted ones."""
     measured = run_on_ranks(_measure, WORLD_SIZE, case, timeout=TIMEOUT)[0]
     predicted = [_predicted(case, count) for count in case.counts]
-    columns = zip(_columns(measured), _columns(predicted), strict=True)
+    columns = zip(columns_of(measured), columns_of(predicted), strict=True)
     cells = [[f"{is_ / MB:.2f} / {should / MB:.2f}" for is_, should in zip(*pair, strict=True)] for pair in columns]
     return Section(
         f"What a step of {case.name} moves and holds",
@@ -56,7 +56,7 @@ def memory_section(case: Case) -> Section:
     )
 
 
-def _columns(rows: Sequence[Held]) -> list[list[int]]:
+def columns_of(rows: Sequence[Held]) -> list[list[int]]:
     """As `COLUMNS` names them."""
     return [
         [row.reduced_elements for row in rows],

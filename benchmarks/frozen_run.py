@@ -39,24 +39,34 @@ def run_section(case: Case, shards: Path, steps: int, work: Path, costs: Sequenc
     """`costs`: by frozen count, what a step was measured to cost (`StepCosts.by_count`), if it was."""
     schedule = FreezeSchedule(FREEZING, case.model.num_blocks, steps, round(case.warmup * steps), lr=1e-4, min_lr=0)
     plain, freezing = _measure(case, shards, steps, work)
-    rows = [
-        ["by FLOPs", f"{_saved_after_first_step(schedule, case.flops):.1%}"],
-        *([["by the step costs above", f"{_saved_after_first_step(schedule, costs):.1%}"]] if costs else []),
-        ["this run, without the freezes themselves", f"{1 - (freezing.total - freezing.freezes) / plain.total:.1%}"],
-        ["this run, all of it", f"{1 - freezing.total / plain.total:.1%}"],
-    ]
     return Section(
         f"A whole run of {case.name}, in {steps} steps",
         f"`launch/pretrain.py` with freezing.how=cubic beside freezing.how=none, in turns of {SLICE} steps: fp32, "
         f"micro-batch {case.micro_batch}, ZeRO-2, one rank on one thread, one data worker, a log line every step. Wall "
         f"time of the steps 2 to {steps}, logs and waiting included: {plain.total:.0f} s and {freezing.total:.0f} s.",
         ["saved", "of the run"],
-        rows,
+        saved_rows(schedule, case.flops, costs, plain, freezing),
         [
             f"All freezes together took {freezing.freezes:.1f} s, as long as "
             f"{freezing.freezes / plain.total * (steps - 1):.1f} unfrozen steps; a run of 100 epochs has as many."
         ],
     )
+
+
+def saved_rows(
+    schedule: FreezeSchedule,
+    flops: Sequence[float],
+    costs: Sequence[float] | None,
+    plain: RunSeconds,
+    freezing: RunSeconds,
+) -> list[list[str]]:
+    """What was to be saved, and what was. `flops` and `costs`: of a step, by frozen count."""
+    return [
+        ["by FLOPs", f"{_saved_after_first_step(schedule, flops):.1%}"],
+        *([["by the step costs above", f"{_saved_after_first_step(schedule, costs):.1%}"]] if costs else []),
+        ["this run, without the freezes themselves", f"{1 - (freezing.total - freezing.freezes) / plain.total:.1%}"],
+        ["this run, all of it", f"{1 - freezing.total / plain.total:.1%}"],
+    ]
 
 
 def _saved_after_first_step(schedule: FreezeSchedule, costs: Sequence[float]) -> float:

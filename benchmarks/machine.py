@@ -8,7 +8,9 @@ from pathlib import Path
 
 from trainer.errors import BadInput
 
-_PACKAGES = ("torch", "torchvision", "pillow", "simplejpeg", "timm", "webdataset", "open_clip_torch", "numpy")
+_PACKAGES = (
+    "torch", "deepspeed", "torchvision", "pillow", "simplejpeg", "timm", "webdataset", "open_clip_torch", "numpy",
+)  # fmt: skip
 
 
 def describe_machine() -> str:

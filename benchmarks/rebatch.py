@@ -2,27 +2,27 @@
 
 What a larger micro-batch saves at the same global batch, and what `freezing.rebatch` makes of that at the freezes: a
 model whose micro-batches are over before their overhead is, and ViT-S, on one and two real ranks. Prints markdown
-tables; --quick takes a tiny model alone. Takes about ten minutes on two cores that have nothing else to do."""
+tables; --quick takes a tiny model alone. Takes about six minutes on two cores that have nothing else to do."""
 
-import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from statistics import median
 
 import numpy as np
 
-from benchmarks.freezing_cases import EPOCHS, FREEZING, STEPS_PER_EPOCH
-from benchmarks.machine import describe_machine
+from benchmarks.freezing_cases import EPOCHS, FREEZING, STEPS_PER_EPOCH, interpolate
+from benchmarks.pages import command_parser, run_command
 from benchmarks.rebatch_ranks import Case, step_seconds
 from benchmarks.rounds import Costs, ratio_text
 from benchmarks.tables import Section
 from tests.distributed import RankPool
 from trainer.byte_sizes import show_bytes
-from trainer.files import write_text
 from trainer.freezing.rebatch import micro_batch_by_frozen_units
 from trainer.freezing.schedule import FreezeSchedule
 from trainer.model.config import ModelConfig
+from trainer.model.flops import step_flops
 from trainer.planning.memory import step_memory
 from trainer.planning.parameter_use import planned_use
 from trainer.planning.traffic import step_traffic
@@ -49,24 +49,14 @@ class Effort:
     rounds: int
 
 
-FULL = Effort((BRIEF, SMALL), ((1, 1), (2, 1), (2, 2), (2, 3)), rounds=5)
+FULL = Effort((BRIEF, SMALL), ((1, 1), (2, 1), (2, 2), (2, 3)), rounds=2)
 BRIEFEST = Effort((QUICK,), ((2, 2),), rounds=1)
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rebatch", description=__doc__.partition("\n\n")[2])
-    parser.add_argument("--quick", action="store_true", help="a tiny model, one round: shows that it works")
-    parser.add_argument("--output", type=Path, help="write the page here as well")
-    arguments = parser.parse_args(argv)
-    effort = BRIEFEST if arguments.quick else FULL
-    pages = [f"# A larger micro-batch for the memory that freezing frees\n\n{describe_machine()}\n"]
-    print(pages[0], flush=True)
-    for section in sections(effort):
-        pages.append(section.markdown())
-        print(pages[-1], flush=True)
-    if arguments.output:
-        write_text(arguments.output, "\n".join(pages))
-    return 0
+    parser = command_parser("rebatch", __doc__, quick="a tiny model, one round: shows that it works")
+    title = "A larger micro-batch for the memory that freezing frees"
+    return run_command(parser, argv, title, lambda arguments: sections(BRIEFEST if arguments.quick else FULL))
 
 
 def sections(effort: Effort) -> Iterator[Section]:
@@ -85,30 +75,33 @@ def sections(effort: Effort) -> Iterator[Section]:
 def overhead_section(case: Case, pools: dict[int, RankPool], effort: Effort) -> Section:
     """What cutting the same images into more micro-batches costs, by ranks and ZeRO stage."""
     rows = []
-    rounds = effort.rounds
     for world_size, stage in effort.layouts:
-        costs = slowest(pools[world_size].run(step_seconds, case, stage, 0, case.sizes, rounds, timeout=TIMEOUT))
+        by_rank = pools[world_size].run(step_seconds, case, stage, 0, case.sizes, effort.rounds, timeout=TIMEOUT)
         print(f"# {case.name}: {world_size} x ZeRO-{stage}", flush=True)
-        whole, pieces = costs[str(case.share)], costs["1"]
-        extra = float(np.median(pieces.seconds - whole.seconds)) / (case.share - 1)
         sent = [sent_bytes(case, stage, world_size, size) for size in (1, case.share)]
         rows.append(
             [
                 f"{world_size} x ZeRO-{stage}",
-                *(f"{1 / costs[str(size)].times_faster_than(whole)[0]:.2f}" for size in case.sizes),
-                f"{1000 * extra:.0f}",
+                *overhead_cells(case, slowest(by_rank)),
                 " → ".join(map(show_bytes, sent)) if world_size > 1 else "–",
             ]
         )
     return Section(
         f"The price of a micro-batch: {case.name}",
         f"A step of {case.share} images per rank, fp32, one thread per rank, random images: its time in micro-batches "
-        f"of 1, 2, … over its time in a single one of {case.share}, medians of {rounds} rounds in which the sizes take "
-        "turns. *ms*: what each micro-batch beyond the first adds, from the first column. *Sent*: bytes that a rank "
-        "sends per step, as predicted, in micro-batches of 1 and in a single one.",
+        f"of 1, 2, … over its time in a single one of {case.share}, medians of {effort.rounds} rounds in which the "
+        "sizes take turns. *ms*: what each micro-batch beyond the first adds, from the first column. *Sent*: bytes "
+        "that a rank sends per step, as predicted, in micro-batches of 1 and in a single one.",
         ["ranks x stage", *(f"of {size}" for size in case.sizes), "ms", "sent"],
         rows,
     )
+
+
+def overhead_cells(case: Case, costs: Mapping[str, Costs]) -> list[str]:
+    """How many times the time of one micro-batch each size takes, and ms that each further micro-batch adds."""
+    whole, pieces = costs[str(case.share)], costs["1"]
+    extra = float(np.median(pieces.seconds - whole.seconds)) / (case.share - 1)
+    return [*(f"{whole.times_faster_than(costs[str(size)])[0]:.2f}" for size in case.sizes), f"{1000 * extra:.0f}"]
 
 
 def freeze_section(case: Case, ranks: RankPool, rounds: int) -> Section:
@@ -116,36 +109,56 @@ def freeze_section(case: Case, ranks: RankPool, rounds: int) -> Section:
     stage, world_size = 2, 2
     ds = case.resolved(stage, world_size)
     chosen = micro_batch_by_frozen_units(case.model, ds, world_size, budget=None)
-    first_counts = [count for count, size in enumerate(chosen) if size not in chosen[:count]]
-    without, with_it = np.zeros(len(chosen)), np.zeros(len(chosen))
+    seconds: dict[int, dict[int, float]] = defaultdict(dict)
     rows = []
-    for count in first_counts:
-        sizes = sorted({1, chosen[count]})
+    for count in measured_counts(chosen):
+        sizes = sorted({1, chosen[max(0, count - 1)], chosen[count]})
         costs = slowest(ranks.run(step_seconds, case, stage, count, sizes, rounds, timeout=TIMEOUT))
         print(f"# {case.name}: {count} units frozen", flush=True)
-        plain, rebatched = costs["1"], costs[str(chosen[count])]
-        without[count:], with_it[count:] = 1 / plain.median_rate, 1 / rebatched.median_rate
+        for size in sizes:
+            seconds[size][count] = median(costs[str(size)].seconds)
         needed = [step_memory(case.model, ds, world_size, count, size).total for size in (1, chosen[count])]
         rows.append(
             [
                 str(count),
                 f"{chosen[count]} x {case.share // chosen[count]}",
                 " → ".join(map(show_bytes, needed)),
-                ratio_text(rebatched, plain),
+                ratio_text(costs[str(chosen[count])], costs["1"]),
             ]
         )
-    steps = steps_by_frozen_units(case.model)
-    gain = float((steps * without).sum() / (steps * with_it).sum())
     return Section(
         f"At the freezes of a run: {case.name}",
         f"Two ranks, ZeRO-2, {case.share} images per rank and step, configured as micro-batch 1 x {case.share}; cubic "
         "0.8. A row for each number of frozen units at which `freezing.rebatch` with an empty budget takes a larger "
-        "micro-batch. *Memory*: what the memory model says of the configured and of the larger one; the budget is the "
-        "first row's. *Faster*: steps per second against micro-batch 1, median and quartiles of the rounds.",
+        "micro-batch, and for two later ones. *Memory*: what the memory model says of the configured and of the larger "
+        "one; the budget is the first row's. *Faster*: steps per second against micro-batch 1, median and quartiles of "
+        f"{rounds} rounds; of two rounds the mean and both values.",
         ["frozen units", "micro-batch", "memory", "faster"],
         rows,
-        [f"Over the whole run the steps take 1/{gain:.2f} of the time that they take without."],
+        [
+            f"Over the whole run the steps are {times_faster(case.model, chosen, seconds):.2f} × faster; between the "
+            "measured numbers of frozen units linear in the FLOPs."
+        ],
     )
+
+
+def measured_counts(chosen: Sequence[int]) -> list[int]:
+    """Frozen counts at which the micro-batch grows, one two thirds along, and the last. `chosen`: micro-batch by frozen
+    count."""
+    last = len(chosen) - 1
+    return sorted({chosen.index(size) for size in chosen} | {last * 2 // 3, last})
+
+
+def times_faster(model: ModelConfig, chosen: Sequence[int], seconds: Mapping[int, Mapping[int, float]]) -> float:
+    """Time of a run's steps in micro-batch 1, over that in the chosen ones.
+
+    `seconds`: of a step by micro-batch and frozen count, each micro-batch where it begins and where the next one
+    does."""
+    flops = [step_flops(model, count).total for count in range(len(chosen))]
+    by_size = {size: interpolate(measured, flops) for size, measured in seconds.items()}
+    with_it = np.array([by_size[size][count] for count, size in enumerate(chosen)])
+    steps = steps_by_frozen_units(model)
+    return float((steps * by_size[1]).sum() / (steps * with_it).sum())
 
 
 def slowest(by_rank: Sequence[dict[str, Costs]]) -> dict[str, Costs]:

@@ -1,6 +1,7 @@
 """What `benchmarks.rebuild` measures, on the ranks: the seconds and the bytes of every freeze of a run."""
 
 import gc
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,9 @@ from trainer.model.localmim import LocalMIM
 
 SMALL_BATCH = 2
 """Images per rank in the steps that show what a freeze costs the step after it: that does not grow with the batch."""
+WARM_UP, STEPS = 2, 3
+"""Steps of the case's micro-batch before any freeze: thrown away (the first take their memory, and ZeRO-3 learns the
+order of the modules), and timed."""
 
 
 @dataclass
@@ -31,8 +35,8 @@ class Costs:
     """One rank's figures. By freeze: seconds of the freeze, seconds by which the next step is slower than the one after
     it (small batch), bytes by which the freeze raised memory, bytes of optimizer state that it gave back and should.
 
-    `step`: seconds of a step of the case's micro-batch before any freeze; `unit_state`: bytes of the largest unit's
-    weights, masters and moments; `state`: bytes of all masters and moments before."""
+    `step`: seconds of a step of the case's micro-batch before any freeze, the median of `STEPS`; `unit_state`: bytes of
+    the largest unit's weights, masters and moments; `state`: bytes of all masters and moments before."""
 
     step: float = 0.0
     unit_state: int = 0
@@ -51,7 +55,8 @@ def costs_of_freezes(case: Case, zero_stage: int, precision: Precision) -> Costs
     costs = Costs()
     with _engine(case, zero_stage, precision) as engine:
         if precision == "fp32":
-            costs.step = _step_seconds(engine, case.micro_batch)
+            steps = [_step_seconds(engine, case.micro_batch) for _ in range(WARM_UP + STEPS)]
+            costs.step = statistics.median(steps[WARM_UP:])
         for units in _freeze_times(case):
             seconds, _ = _freeze(case, engine, units)
             costs.freezes.append(seconds)

@@ -58,8 +58,12 @@ def cpu_seconds(work: Callable[[], object], items: int) -> Callable[[], float]:
 
 
 def ratio_text(costs: Costs, baseline: Costs) -> str:
-    """`2.04 (2.01–2.06)`: median and quartiles of the rounds' ratios; `1` for the baseline itself."""
+    """`2.04 (2.01–2.06)`: median and quartiles of the rounds' ratios; `1` for the baseline itself.
+
+    Two rounds have no quartiles: `2.04 (2.01, 2.06)` are the mean and both."""
     if costs is baseline:
         return "1"
     middle, low, high = costs.times_faster_than(baseline)
-    return f"{middle:.2f} ({low:.2f}–{high:.2f})"
+    ratios = baseline.seconds / costs.seconds
+    spread = f"{low:.2f}–{high:.2f}" if len(ratios) > 2 else ", ".join(f"{ratio:.2f}" for ratio in ratios)
+    return f"{middle:.2f} ({spread})" if len(ratios) > 1 else f"{middle:.2f}"

@@ -2,19 +2,17 @@
 
 import time
 from collections.abc import Callable, Generator, Mapping
-from contextlib import closing
-from dataclasses import dataclass, field
-from itertools import pairwise
+from dataclasses import astuple, dataclass, field
+from itertools import count, pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from benchmarks.loaded_batches import AHEAD, loaded_batches
+from tests.engine.cases import close
 from tests.engine.traffic import Call, counted_traffic
-from trainer.data.config import DataConfig
-from trainer.data.loader import LaneLoader
-from trainer.data.shard_index import ShardIndex
 from trainer.engine.config import OptimizerConfig
 from trainer.engine.ds_config import Precision, resolve_ds_config
 from trainer.engine.engine import FreezingEngine
@@ -24,7 +22,8 @@ from trainer.model.masking import mask_noise
 
 RATE = 1e-5
 """Learning rate: small, so that a hundred steps on random images stay ordinary."""
-ENDLESS = 10**6
+LOADED_STEPS = 3
+"""Timed in a row where the loader is on, after those that do not count."""
 
 
 @dataclass(frozen=True)
@@ -56,25 +55,45 @@ class StepSeconds:
 
 
 Batches = Generator[tuple[torch.Tensor, torch.Tensor], None, None]
-_engines: dict[str, tuple[FreezingEngine, Batches]] = {}
-"""What this process keeps between the calls, by the name of the case."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """What this process keeps of a case between the calls."""
+
+    case: Case
+    engine: FreezingEngine
+    batches: Batches
+
+    def step(self) -> StepSeconds:
+        return step_on(self.engine, self.batches)
+
+
+_trainings: dict[str, Training] = {}
+"""By the name of the case."""
 
 
 def prepare(case: Case) -> None:
     """Build an engine and keep it. Collective."""
-    _engines[case.name] = build_engine(case), _loaded(case, case.shards) if case.shards else made_batches(case)
+    batches = _loaded(case, case.shards) if case.shards else made_batches(case)
+    _trainings[case.name] = Training(case, build_engine(case), batches)
 
 
 def train(name: str) -> StepSeconds:
-    """One step of the case of that name."""
-    return step_on(*_engines[name])
+    """One step of the case of that name. With the loader on, the mean of `LOADED_STEPS` in a row, before which as many
+    others are taken as had their data made in the turns of others."""
+    training = _trainings[name]
+    if training.case.shards is None:
+        return training.step()
+    steps = [astuple(training.step()) for _ in range(AHEAD + LOADED_STEPS)][AHEAD:]
+    return StepSeconds(*(sum(part) / LOADED_STEPS for part in zip(*steps, strict=True)))
 
 
 def collective_seconds(name: str, repetitions: int) -> tuple[float, int]:
     """What the collectives of a step cost when nothing else is done and no rank waits for another: the seconds of the
     fastest repetition, and how many collectives there are. Collective."""
     with counted_traffic() as traffic:
-        train(name)
+        _trainings[name].step()
     again = [_again(call) for call in traffic.calls]
     seconds = []
     for _ in range(repetitions + 1):  # the first touches the memory
@@ -88,10 +107,10 @@ def collective_seconds(name: str, repetitions: int) -> tuple[float, int]:
 
 def forget() -> None:
     """Drop all engines, and the loaders with their workers."""
-    while _engines:
-        _, (engine, batches) = _engines.popitem()
-        close_engine(engine)
-        batches.close()
+    while _trainings:
+        _, training = _trainings.popitem()
+        close(training.engine)
+        training.batches.close()
 
 
 def build_engine(case: Case) -> FreezingEngine:
@@ -104,13 +123,6 @@ def build_engine(case: Case) -> FreezingEngine:
         micro_batch=case.micro_batch, precision=None, clip_grad=0,
     )  # fmt: skip
     return FreezingEngine(LocalMIM(case.model), resolved, OptimizerConfig())
-
-
-def close_engine(engine: FreezingEngine) -> None:
-    """Remove DeepSpeed's hooks from the model; its `destroy` forgets two."""
-    engine._engine.module_forward_pre_hook.remove()
-    engine._engine.module_forward_post_hook.remove()
-    engine._engine.destroy()
 
 
 def step_on(engine: FreezingEngine, batches: Batches) -> StepSeconds:
@@ -132,7 +144,7 @@ def made_batches(case: Case) -> Batches:
     """Random images made on the fly: a step takes the same time on any."""
     size, micro_batch = case.model.image_size, case.micro_batch
     generator = torch.Generator().manual_seed(dist.get_rank())
-    for first in range(0, ENDLESS * micro_batch, micro_batch):
+    for first in count(0, micro_batch):
         images = torch.randint(0, 256, (micro_batch, 3, size, size), dtype=torch.uint8, generator=generator)
         yield images, mask_noise(torch.arange(first, first + micro_batch), case.model.num_patches)
 
@@ -151,12 +163,5 @@ def _again(call: Call) -> Callable[[], object]:
 
 
 def _loaded(case: Case, shards: Path) -> Batches:
-    rank, world_size = dist.get_rank(), dist.get_world_size()
-    loader = LaneLoader(
-        ShardIndex.open(shards), DataConfig(workers=1, window=8), image_size=case.model.image_size, seed=0,
-        global_batch=case.micro_batch * world_size, micro_batch=case.micro_batch, rank=rank, world_size=world_size,
-        end_step=ENDLESS,
-    )  # fmt: skip
-    with closing(iter(loader)) as batches:
-        for batch in batches:
-            yield batch.images, mask_noise(batch.mask_keys, case.model.num_patches)
+    for batch in loaded_batches(shards, case.model, case.micro_batch):
+        yield batch.images, mask_noise(batch.mask_keys, case.model.num_patches)

@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import torch.distributed as dist
 
-from benchmarks.scaling_ranks import Case, build_engine, close_engine, made_batches, step_on
+from benchmarks.scaling_ranks import Case, build_engine, made_batches, step_on
 from benchmarks.tables import Section
 from tests.distributed import RankPool
+from tests.engine.cases import close
 from tests.engine.traffic import counted_traffic
 from trainer.planning.parameter_use import planned_use
 from trainer.planning.traffic import step_traffic
@@ -71,7 +72,7 @@ def count_and_plan(case: Case) -> list[tuple[Figures, Figures]]:
                 ),
             )
         )
-    close_engine(engine)
+    close(engine)
     return found
 
 

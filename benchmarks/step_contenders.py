@@ -9,9 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from benchmarks.freezing_cases import resolved_config
 from benchmarks.plain_step import PlainLocalMIM, PlainTraining
 from trainer.engine.config import OptimizerConfig
-from trainer.engine.ds_config import Precision, resolve_ds_config
+from trainer.engine.ds_config import Precision
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.groups import parameter_groups
 from trainer.engine.process_group import join_process_group
@@ -86,10 +87,7 @@ def engine_step(config: ModelConfig, weights: Mapping[str, Tensor], stage: int, 
     """The training step of a run on one rank."""
     model = LocalMIM(config)
     model.load_state_dict(weights)
-    resolved = resolve_ds_config(
-        {"zero_optimization": {"stage": stage}},
-        source="benchmark", world_size=1, global_batch=1, micro_batch=1, precision=precision, clip_grad=0,
-    )  # fmt: skip
+    resolved = resolved_config(micro_batch=1, zero_stage=stage, world_size=1, precision=precision)
     engine = FreezingEngine(model, resolved, OPTIMIZER)
     engine.set_learning_rates([RATE] * model.num_units)
 

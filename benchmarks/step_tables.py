@@ -1,6 +1,6 @@
 """The sections of `benchmarks.step`: the step, HOG alone, and what is left between the step and the limit."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,6 +21,7 @@ from trainer.model.localmim import LocalMIM
 PLAIN, BY_HAND = "plain", "plain, HOG magnitude by hand"
 BARE, ENGINE, ENGINE_BF16 = "ours, bare PyTorch", "ours, ZeRO-1", "ours, ZeRO-1, bf16"
 GEMM, GEMM_BF16 = "GEMM", "GEMM, bf16"
+PER_SCALE, OUR_HOG = "per scale and channel", "ours"
 TARGETS = {ENGINE: "≥ 1.30, ≥ 85 %", ENGINE_BF16: "≥ 2.5 × fp32, ≥ 60 %"}
 
 
@@ -53,7 +54,7 @@ def step_section(
         contenders = limits | {name: seconds_per_image(step, batch) for name, step in steps.items()}
         costs = take_turns(contenders, rounds)
         measured.append(Measured(steps[BARE], batch, threads, costs))
-        rows += [_step_row(name, threads, micro_batch, costs, flops) for name in steps]
+        rows += [step_row(name, threads, micro_batch, costs, flops) for name in steps]
         print(f"{threads} threads, micro-batch {micro_batch}: done", flush=True)
     gemm = ", ".join(f"{m.costs[GEMM].median_rate / 1e9:.0f} on {m.threads} threads" for m in measured)
     ceilings = ", ".join(f"{1 / _of_gemm(m.costs[PLAIN], m.costs[GEMM], flops):.2f}" for m in measured)
@@ -89,44 +90,42 @@ def hog_section(config: ModelConfig, images: int, rounds: int, measured: Measure
         hog_targets(batch.pixels, config.hog_windows, config.hog_bins)
 
     contenders: dict[str, Step] = {
-        "per scale and channel": partial(one_by_one, by_hand=False),
+        PER_SCALE: partial(one_by_one, by_hand=False),
         "the same, magnitude by hand": partial(one_by_one, by_hand=True),
-        "ours": together,
+        OUR_HOG: together,
     }
     costs = take_turns({name: seconds_per_image(hog, batch) for name, hog in contenders.items()}, 3 * rounds)
-    baseline = costs["per scale and channel"]
-    step = 1 / measured.costs[ENGINE].median_rate
-    rows = [
-        [
-            name,
-            f"{1e3 / cost.median_rate:.2f}",
-            ratio_text(cost, baseline),
-            f"{1 / cost.median_rate / step:.1%}",
-            "≥ 9, ≤ 3 %" if name == "ours" else "",
-        ]
-        for name, cost in costs.items()
-    ]
     return Section(
         title="HOG targets",
         method=f"{len(plain)} scales of 3 channels, {images} images, one thread. *Of the step*: against the step of "
         f"“{ENGINE}” with {measured.threads} threads and micro-batch {len(measured.batch.images)}.",
-        header=["targets", "ms an image", "× per scale and channel", "of the step", "target"],
-        rows=rows,
+        header=["targets", "ms an image", f"× {PER_SCALE}", "of the step", "target"],
+        rows=hog_rows(costs, measured.costs[ENGINE]),
     )
+
+
+def hog_rows(costs: Mapping[str, Costs], step: Costs) -> list[list[str]]:
+    """`costs` and `step`: seconds per image."""
+    return [
+        [
+            name,
+            f"{1e3 / cost.median_rate:.2f}",
+            ratio_text(cost, costs[PER_SCALE]),
+            f"{step.median_rate / cost.median_rate:.1%}",
+            "≥ 9, ≤ 3 %" if name == OUR_HOG else "",
+        ]
+        for name, cost in costs.items()
+    ]
 
 
 def left_section(config: ModelConfig, measured: Measured) -> Section:
     """The ZeRO-1 step by kind of work, and how much of each the matrix product's rate would not need."""
     torch.set_num_threads(measured.threads)
     seconds, whole = seconds_by_kind(lambda: measured.bare(measured.batch))
-    bare = 1 / measured.costs[ENGINE].times_faster_than(measured.costs[BARE])[0]  # its share of the whole step
     flops = step_flops(config, 0).total
     limit = _of_gemm(measured.costs[ENGINE], measured.costs[GEMM], flops)
     needed = {ATTENTION: attention_flops(config) / flops * limit}
     needed[MATMUL] = limit - needed[ATTENTION]
-    shares = {kind: time / whole / bare for kind, time in sorted(seconds.items(), key=lambda item: -item[1])}
-    shares["DeepSpeed"] = 1 - 1 / bare
-    rows = [_left_row(kind, share, needed.get(kind, 0.0)) for kind, share in shares.items()]
     return Section(
         title="What is left",
         method=f"The step of “{ENGINE}” with {measured.threads} threads and micro-batch {len(measured.batch.images)}. "
@@ -134,8 +133,18 @@ def left_section(config: ModelConfig, measured: Measured) -> Section:
         "*Needed*: what the FLOPs would take at the rate of the large matrix product. *Left*: the difference, in "
         "points of the step.",
         header=["kind of work", "share", "needed", "left"],
-        rows=[*rows, _left_row("all", sum(shares.values()), sum(needed.values()))],
+        rows=left_rows({kind: time / whole for kind, time in seconds.items()}, measured.costs, needed),
     )
+
+
+def left_rows(of_bare: Mapping[str, float], costs: Mapping[str, Costs], needed: Mapping[str, float]) -> list[list[str]]:
+    """By falling share, then DeepSpeed's, then all. `of_bare`: by kind of work, its share of the bare step; `needed`:
+    by kind of work, as a share of the step through the engine."""
+    bare_of_engine = costs[ENGINE].times_faster_than(costs[BARE])[0]  # the bare step's time over the engine's
+    shares = {kind: share * bare_of_engine for kind, share in sorted(of_bare.items(), key=lambda item: -item[1])}
+    shares["DeepSpeed"] = 1 - bare_of_engine
+    rows = [_left_row(kind, share, needed.get(kind, 0.0)) for kind, share in shares.items()]
+    return [*rows, _left_row("all", sum(shares.values()), sum(needed.values()))]
 
 
 def _steps(config: ModelConfig, model: LocalMIM, *, bf16: bool) -> dict[str, Step]:
@@ -152,7 +161,8 @@ def _steps(config: ModelConfig, model: LocalMIM, *, bf16: bool) -> dict[str, Ste
     return steps
 
 
-def _step_row(name: str, threads: int, micro_batch: int, costs: dict[str, Costs], flops: int) -> list[str]:
+def step_row(name: str, threads: int, micro_batch: int, costs: Mapping[str, Costs], flops: int) -> list[str]:
+    """`costs`: seconds per image, those of the products per FLOP; `flops`: of an image's step."""
     cost = costs[name]
     gemm = costs[GEMM_BF16 if name == ENGINE_BF16 else GEMM]
     return [

@@ -39,8 +39,9 @@ def on_device(loader: Loader, device: torch.device) -> AbstractContextManager[It
 class DeviceFeed(Iterator[MicroBatch]):
     """Draws from `source` in a thread of its own, and takes care of its end.
 
-    At most two micro-batches lie ready on the device besides the one that `next` returned last: one in the queue, and
-    one in the hands of the thread."""
+    At most four micro-batches are on the device: the one that computes, one in the queue, one in the hands of the
+    thread, and for a moment the one before, until the device has read it and whoever drew it has let go of it. The
+    memory model (`trainer.planning.activations.working_bytes`) counts these four."""
 
     def __init__(self, source: Generator[MicroBatch, None, None], device: torch.device):
         self._source, self._device = source, device
@@ -72,8 +73,8 @@ class DeviceFeed(Iterator[MicroBatch]):
         return batch
 
     def _draw(self) -> None:
-        get_accelerator().set_device(self._device.index)  # a thread starts on device 0
         try:
+            get_accelerator().set_device(self._device.index)  # a thread starts on device 0
             with contextlib.closing(self._source):  # in this thread: a generator cannot be closed while it runs
                 for batch in self._source:
                     self._ready.put(self._upload(batch))

@@ -42,7 +42,7 @@ class Logbook:
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
 
     def started(self, checkpoint: Checkpoint | None) -> None:
-        plan = self._plan
+        plan, layout = self._plan, self._engine.resolved
         if checkpoint:
             step, then, now = checkpoint.manifest.step, checkpoint.manifest.world_size, plan.ranks.world_size
             self.say(f"resuming from {checkpoint.directory} at step {step}")
@@ -51,9 +51,10 @@ class Logbook:
                 self._metrics.write("resume", step=step, path=path, world_size_then=then, world_size_now=now)
         elif self._metrics:
             self._metrics.write("start", step=0, world_size=plan.ranks.world_size, total_steps=plan.total_steps)
+        # The layout is the engine's: that of the plan may be over already where a run with freezing.rebatch goes on.
         self.say(
             f"{plan.total_steps} steps of {plan.recipe.train.global_batch} images "
-            f"({plan.ranks.world_size} ranks x {plan.ds.accumulation} x micro-batch {plan.ds.micro_batch}), "
+            f"({plan.ranks.world_size} ranks x {layout.accumulation} x micro-batch {layout.micro_batch}), "
             f"{plan.steps_per_epoch} steps an epoch of {plan.index.num_samples} images; ZeRO-{plan.ds.zero_stage} "
             f"{plan.ds.precision}; GEMM {self._throughput.gemm_rate / 1e9:.0f} GFLOP/s per rank"
         )

@@ -24,14 +24,14 @@ from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
 from trainer.freezing.controller import FreezeController
 from trainer.logbook import Logbook
-from trainer.model.compile import compile_blocks
+from trainer.model.compile import CompiledBlock, compile_block
 from trainer.model.flops import step_flops
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
 from trainer.numerics import BadSteps, farewell, write_report
 from trainer.plan import RunPlan
 from trainer.profiling import StepProfiler
-from trainer.ranks import from_rank_zero
+from trainer.ranks import from_rank_zero, on_every_rank
 from trainer.setup import choose_checkpoint, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
@@ -76,13 +76,16 @@ class Training:
         watchdog: Watchdog,
         signals: StopSignals,
     ):
-        prepare_output(plan, checkpoint)
         recipe, ranks = plan.recipe, plan.ranks
         self.plan, self.device, self.watchdog = plan, device, watchdog
         self.step = checkpoint.manifest.step if checkpoint else 0
+        compiled = self._compile() if recipe.train.compile else None
+        prepare_output(plan, checkpoint)
         watchdog.at("building the model", self.step)
         torch.manual_seed(recipe.train.seed)
         self.model = LocalMIM(recipe.model, checkpoint_activations=recipe.train.checkpoint_activations)
+        if compiled:
+            compiled.install(self.model)
         self.shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
         self.archive = FrozenArchive()
         if checkpoint:
@@ -101,19 +104,25 @@ class Training:
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
         self.logbook = Logbook(plan, self.engine, self.throughput, device, self.step)
         self.logbook.started(checkpoint)
-        if recipe.train.compile:
-            watchdog.at("compiling the block", self.step)
-            sizes, dtype = plan.micro_batches.from_step(self.step), PRECISIONS[plan.ds.precision]
-            seconds = compile_blocks(self.model, micro_batches=sizes, device=device, dtype=dtype)
-            self.logbook.say(f"compiled the encoder's block in {seconds:.0f} s")
+        if compiled:
+            self.logbook.say(f"compiled the encoder's block in {compiled.seconds:.0f} s")
         train = recipe.train
         profiles = plan.output / "profile" / f"rank_{ranks.rank}"
-        self.profiler = StepProfiler(train.profile, profiles, device, self.throughput.aside, self.logbook.say)
+        self.profiler = StepProfiler(
+            train.profile, profiles, device, self.throughput.aside, self.logbook.say, first_step=self.step + 1
+        )
         self.stop_requests = StopRequests(
             signals, stop_after=train.stop_after, timeout=collective_timeout(train.hang_timeout)
         )
         self.bad_steps = BadSteps(train.max_bad_steps)
         self.saves = BackgroundSaves(plan.checkpoints, recipe.checkpoint, self._ask_to_stop)
+
+    def _compile(self) -> CompiledBlock:
+        """First of all: a machine without a compiler is found out before anything is written or built. Collective."""
+        self.watchdog.at("compiling the block", self.step)
+        sizes, dtype = self.plan.micro_batches.from_step(self.step), PRECISIONS[self.plan.ds.precision]
+        config = self.plan.recipe.model
+        return on_every_rank(lambda: compile_block(config, micro_batches=sizes, device=self.device, dtype=dtype))
 
     def run(self) -> int:
         recipe, ranks = self.plan.recipe, self.plan.ranks

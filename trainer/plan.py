@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from trainer.data.micro_batches import MicroBatches
+from trainer.data.order import LaneOrder, Positions
 from trainer.data.source import DataSource, open_source, positions_of
 from trainer.engine.ds_config import ResolvedDsConfig, resolve_ds_config
 from trainer.errors import BadInput
@@ -41,10 +42,6 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
         index, recipe.data, seed=train.seed, global_batch=train.global_batch, world_size=ranks.world_size
     )
     schedule = plan_schedule(recipe, positions.steps_per_epoch)
-    if train.profile and train.profile[-1] > schedule.total_steps:
-        raise BadInput(
-            f"train.profile: step {train.profile[-1]} lies beyond the run: name steps from 1 to {schedule.total_steps}"
-        )
     micro_batches = plan_micro_batches(recipe, ds, ranks.world_size, schedule)
     return RunPlan(
         recipe, ds, index, schedule, micro_batches, positions.steps_per_epoch, schedule.total_steps, output, ranks
@@ -72,9 +69,9 @@ def plan_engine(recipe: Recipe, ds_config: Path, world_size: int) -> ResolvedDsC
 
 
 def plan_schedule(recipe: Recipe, steps_per_epoch: int) -> FreezeSchedule:
-    """Learning rates and freezes of the whole run. Raises `BadInput`."""
+    """Learning rates and freezes of the whole run. Raises `BadInput`, also for steps that it will not have."""
     try:
-        return FreezeSchedule(
+        schedule = FreezeSchedule(
             recipe.freezing,
             depth=recipe.model.num_blocks,
             total_steps=max(1, round(recipe.train.epochs * steps_per_epoch)),
@@ -84,6 +81,12 @@ def plan_schedule(recipe: Recipe, steps_per_epoch: int) -> FreezeSchedule:
         )
     except ValueError as error:
         raise BadInput(f"recipe: {error}") from None
+    profile = recipe.train.profile
+    if profile and profile[-1] > schedule.total_steps:
+        raise BadInput(
+            f"train.profile: step {profile[-1]} lies beyond the run: name steps from 1 to {schedule.total_steps}"
+        )
+    return schedule
 
 
 def plan_micro_batches(recipe: Recipe, ds: ResolvedDsConfig, world_size: int, schedule: FreezeSchedule) -> MicroBatches:
@@ -98,6 +101,22 @@ def plan_micro_batches(recipe: Recipe, ds: ResolvedDsConfig, world_size: int, sc
         checkpoint_activations=recipe.train.checkpoint_activations,
     )
     return micro_batches_of_run(sizes, schedule)
+
+
+def possible_world_sizes(recipe: Recipe, ds_config: Path, positions: Positions, schedule: FreezeSchedule) -> list[int]:
+    """The numbers of ranks that the run can start or continue on.
+
+    They divide the lanes, and what recipe and ds_config fix of micro-batch, accumulation and memory goes with them."""
+
+    def is_planned(world_size: int) -> bool:
+        try:
+            plan_micro_batches(recipe, plan_engine(recipe, ds_config, world_size), world_size, schedule)
+        except BadInput:
+            return False
+        return True
+
+    most = positions.lanes if isinstance(positions, LaneOrder) else positions.global_batch
+    return [size for size in range(1, most + 1) if most % size == 0 and is_planned(size)]
 
 
 def read_ds_config(path: Path) -> dict:

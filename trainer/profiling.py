@@ -10,9 +10,11 @@ counter track `allocated bytes` is the memory over time, on a CPU too. Recording
 costs time: the steps recorded are slower, and writing the files is left out of the step times.
 """
 
+import contextlib
 import gzip
 import json
 import logging
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -48,9 +50,14 @@ class StepProfiler:
         device: torch.device,
         aside: Callable[[], AbstractContextManager],
         say: Callable[[str], None],
+        *,
+        first_step: int,
     ):
-        """`steps`: numbers from 1. `aside`: a context for work that does not count as training."""
-        self._ranges = step_ranges(steps)
+        """`steps`: numbers from 1, of which those from `first_step` on, the first that the run takes, are recorded.
+        `aside`: a context for work that does not count as training."""
+        self._ranges = step_ranges([step for step in steps if step >= first_step])
+        if steps and not self._ranges:
+            say(f"profile: nothing to record, train.profile names no step from {first_step} on, where this run begins")
         self._directory, self._device, self._aside, self._say = directory, device, aside, say
         self._steps = range(0)  # being recorded, or about to be
         self._last_step = 0  # that was taken
@@ -72,7 +79,8 @@ class StepProfiler:
             self._profiler.step()
 
     def close(self) -> None:
-        """Write the recording that is under way, if any. A disk that is full costs the recording, not the run."""
+        """Write the recording that is under way, if any. A disk that is full costs the recording, not the run, and no
+        part of a recording is left on it."""
         if self._profiler is None:
             return
         with self._aside():
@@ -91,7 +99,13 @@ class StepProfiler:
                 torch.cuda.memory._dump_snapshot(str(self._directory / f"{name}.memory.pickle"))
             self._say(f"profile: {self._directory / name}.*; docs/profiling.md shows how to read it")
         except OSError as error:
-            log.warning("profile: %s.* was not written: %s", self._directory / name, error)
+            with contextlib.suppress(OSError):
+                for part in self._directory.glob(f"{name}.*"):
+                    part.unlink()
+            why = error.strerror or error
+            log.warning(
+                "profile: %s.* was not written (%s): free space, or unset train.profile", self._directory / name, why
+            )
 
     def _start(self, steps: range, warmup: int) -> None:
         activities = [ProfilerActivity.CPU]
@@ -99,12 +113,11 @@ class StepProfiler:
             activities.append(ProfilerActivity.CUDA)
             torch.cuda.memory._record_memory_history(max_entries=MEMORY_EVENTS)
         self._steps = steps
-        self._profiler = profile(
-            activities=activities,
-            profile_memory=True,
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Profiler won't be using warmup")  # the run's first step has none
             # one step more than there will be: `stop` ends the recording, also one that is cut short
-            schedule=schedule(wait=0, warmup=warmup, active=len(steps) + 1, repeat=1),
-        )
+            phases = schedule(wait=0, warmup=warmup, active=len(steps) + 1, repeat=1)
+        self._profiler = profile(activities=activities, profile_memory=True, schedule=phases)
         self._profiler.start()
 
 
@@ -112,7 +125,10 @@ def write_trace(recorded: profile, path: Path) -> None:
     """The recording as Chrome's trace JSON, gzipped, with a counter track of the memory. Raises OSError."""
     plain = path.with_suffix("")
     recorded.export_chrome_trace(str(plain))
-    trace = json.loads(plain.read_bytes())
+    try:
+        trace = json.loads(plain.read_bytes())
+    except (FileNotFoundError, ValueError) as error:  # torch raises nothing, and may leave half of a trace
+        raise OSError(f"torch could not write {plain.name}") from error
     plain.unlink()
     trace["traceEvents"] += [_counter(event) for event in trace["traceEvents"] if event.get("name") == "[memory]"]
     with gzip.open(path, "wt") as file:

@@ -9,7 +9,7 @@ import re
 import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from trainer.errors import BadInput
 
@@ -121,3 +121,23 @@ def from_rank_zero(action: Callable[[], T]) -> T:
     if outcome[1] is not None:
         raise outcome[1]
     return outcome[0]
+
+
+def on_every_rank(action: Callable[[], T]) -> T:
+    """Run `action` on every rank and return this rank's result, after all are done.
+
+    What the machine of one rank refuses (`BadInput`), every rank refuses with that rank's message: nobody is left
+    waiting in a later collective. Needs the process group."""
+    import torch.distributed as dist
+
+    result, refusal = None, None
+    try:
+        result = action()
+    except BadInput as error:
+        refusal = str(error)
+    refusals: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(refusals, refusal)
+    for rank, message in enumerate(refusals):
+        if message is not None:
+            raise BadInput(f"rank {rank}: {message}")
+    return cast(T, result)

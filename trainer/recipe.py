@@ -78,7 +78,7 @@ class TrainConfig(Section):
     checkpoint_activations: bool = Field(
         False,
         description="keep only the input of each live encoder block for the backward pass and run the block again "
-        "there: ViT-B then keeps 0.4 times the activations and takes a sixth more time; results keep every bit",
+        "there: ViT-B then keeps 0.4 times the activations and takes about a fifth more time; results keep every bit",
     )
     stop_after: Seconds | None = Field(
         None,

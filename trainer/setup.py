@@ -67,6 +67,7 @@ DEEPSPEED_SECTIONS = {
     "DeepSpeedBF16Config": "bf16",
     "DeepSpeedFP16Config": "fp16",
     "CommsLoggerConfig": "comms_logger",
+    "DeepSpeedThroughputTimerConfig": "timers.throughput",
 }
 """The classes that DeepSpeed checks sections with → the sections' names in the JSON."""
 

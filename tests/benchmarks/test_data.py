@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from benchmarks.corpus import Corpus, _data_tools, make_corpus
-from benchmarks.data import main
 from trainer.errors import BadInput
 
 ROWS = (
@@ -43,17 +42,6 @@ def test_one_command_measures_every_row_and_writes_the_page(tiles: Path, tmp_pat
 def test_the_shards_hold_the_photographs_of_the_folder(corpus: Corpus):
     assert corpus.images == corpus.index.num_samples == 120
     assert len(corpus.index.shards) > 4  # a lane each, so that lanes differ from a sequential read
-
-
-def test_an_output_in_no_folder_is_refused_before_anything_is_measured(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-):
-    assert main(["--quick", "--output", str(tmp_path / "missing" / "page.md")]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == (
-        f"benchmarks.data: --output {tmp_path}/missing/page.md: there is no folder {tmp_path}/missing; make it\n"
-    )
 
 
 def test_a_tool_that_ends_without_a_word_is_named_with_its_exit_code(monkeypatch: pytest.MonkeyPatch):

@@ -99,15 +99,6 @@ def test_a_run_that_ends_before_its_turn_does_is_told_with_what_it_printed(corpu
         run.go_on_until(1)
 
 
-def test_a_part_that_there_is_not_is_refused_before_anything_is_measured(capsys: pytest.CaptureFixture[str]):
-    assert main(["--quick", "--only", "compute,sleep"]) == 2
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    assert printed.err == (
-        "benchmarks.freezing: --only compute,sleep: there is no part 'sleep'; take some of compute,loader,run,memory\n"
-    )
-
-
 @pytest.mark.slow
 def test_one_command_measures_every_part_and_writes_the_page(
     tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

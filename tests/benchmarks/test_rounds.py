@@ -27,3 +27,8 @@ def test_a_machine_that_slows_down_for_a_round_does_not_change_the_ratio():
     assert ours.times_faster_than(baseline) == (2.0, 2.0, 2.0)
     assert ratio_text(ours, baseline) == "2.00 (2.00–2.00)"
     assert ratio_text(baseline, baseline) == "1"
+
+
+def test_two_rounds_show_both_ratios_and_one_its_own():
+    assert ratio_text(Costs(np.array([1.0, 1.0])), Costs(np.array([2.0, 3.0]))) == "2.50 (2.00, 3.00)"
+    assert ratio_text(Costs(np.array([1.0])), Costs(np.array([2.0]))) == "2.00"

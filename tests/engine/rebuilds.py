@@ -1,5 +1,6 @@
 """What a freeze needs while it rebuilds the optimizer: runs on the ranks, returns plain data for the tests to judge."""
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -60,14 +61,31 @@ def largest_unit_state(engine: FreezingEngine) -> int:
     )
 
 
-def rebuilding_without_help_changes_nothing(setting: Setting) -> bool:
-    """`rebuilding_changes_nothing` with constructors that put their new masters elsewhere than expected."""
-    original = rebuild._take_over
+def rebuilding_without_help_changes_nothing(setting: Setting) -> tuple[bool, list[str]]:
+    """`rebuilding_changes_nothing` with constructors that put their new masters elsewhere than expected, and what this
+    rank warns of meanwhile."""
+    original, warned = rebuild._take_over, []
+    handler = logging.Handler()
+    handler.emit = lambda record: warned.append(record.getMessage())  # type: ignore[method-assign]
     rebuild._take_over = lambda new, old: None
+    rebuild.logger.addHandler(handler)
     try:
-        return rebuilding_changes_nothing(setting)
+        return rebuilding_changes_nothing(setting), warned
     finally:
         rebuild._take_over = original
+        rebuild.logger.removeHandler(handler)
+
+
+def freeze_with_a_micro_batch_of_ones_own() -> str:
+    """What a freeze says when each rank has been told to take another micro-batch."""
+    with engine_for(new_model(), Setting(2, "fp32", accumulation=2)) as engine:
+        train_step(engine, 0)
+        engine.set_micro_batch(engine.resolved.micro_batch * (1 + dist.get_rank()))
+        try:
+            engine.freeze(1)
+        except RuntimeError as error:
+            return str(error)
+        return "frozen"
 
 
 def one_buffer_of_parts() -> tuple[bool, bool]:
@@ -80,3 +98,13 @@ def one_buffer_of_parts() -> tuple[bool, bool]:
     copied = rebuild._one_buffer(apart)
     moved = torch.equal(copied, torch.tensor([0.0, 1, 2, 5, 6, 7, 8])) and apart[1].data_ptr() == copied[3:].data_ptr()
     return in_place, moved
+
+
+def one_buffer_of_neighbours() -> tuple[bool, bool]:
+    """Of two storages that happen to follow one another: whether they do, and whether they are copied together."""
+    memory = bytearray(7 * 4)
+    torch.frombuffer(memory, dtype=torch.float32).copy_(torch.arange(7.0))
+    neighbours = [torch.frombuffer(memory, dtype=torch.float32, count=c, offset=4 * o) for o, c in ((0, 3), (3, 4))]
+    adjacent = neighbours[1].data_ptr() == neighbours[0].data_ptr() + 3 * 4
+    whole = rebuild._one_buffer(neighbours)
+    return adjacent, whole.untyped_storage().nbytes() >= 7 * 4 and torch.equal(whole, torch.arange(7.0))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from deepspeed.utils.config import get_timers_config
 
 from tests.distributed import RankPool
 from tests.engine.shipped_config_case import train_two_steps
@@ -84,6 +85,14 @@ def test_precision_comes_from_config_and_recipe(raw: dict[str, Any], wanted: Any
     assert enabled == [name for name in (expected,) if name != "fp32"]
 
 
+@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("name", ["fp32", "float32", "torch.float32", "float", "FP32"])
+def test_every_name_of_a_type_means_the_same(name: str, stage: int) -> None:
+    resolved = resolve(zero(stage) | {"data_types": {"grad_accum_dtype": name}, "communication_data_type": name})
+    assert resolved.config["data_types"]["grad_accum_dtype"] == "fp32"
+    assert resolved.config["communication_data_type"] == "fp32"
+
+
 @pytest.mark.parametrize(
     ("raw", "recipe", "words"),
     [
@@ -126,7 +135,15 @@ def test_precision_comes_from_config_and_recipe(raw: dict[str, Any], wanted: Any
         (zero(3, zero_hpz_partition_size=8), {}, ["remove zero_optimization.zero_hpz_partition_size"]),
         (zero(2, reduce_bucket_size="auto"), {}, ['zero_optimization.reduce_bucket_size is "auto"']),
         (BF16 | zero(1) | {"data_types": {"grad_accum_dtype": "fp32"}}, {}, ["grad_accum_dtype", "stage 2"]),
+        (
+            {"data_types": {"grad_accum_dtype": "int8"}},
+            {},
+            ["data_types.grad_accum_dtype is 'int8'", "give fp32, bf16"],
+        ),
+        ({"communication_data_type": "fp7"}, {}, ["communication_data_type is 'fp7'", "give fp32, bf16 or fp16"]),
         ({"zero_optimization": 2}, {}, ["zero_optimization must be an object"]),
+        ({"timers": True}, {}, ["timers must be an object"]),
+        ({"timer": {}}, {}, ["unknown key timer; did you mean timers?"]),
     ],
 )
 def test_contradictions_and_untested_features_are_refused_by_name(
@@ -150,6 +167,18 @@ def test_contradictions_and_untested_features_are_refused_by_name(
 )
 def test_refused_features_may_be_present_but_switched_off(raw: dict[str, Any]) -> None:
     resolve(raw)
+
+
+@pytest.mark.parametrize(
+    ("raw", "enabled"),
+    [
+        ({}, False),
+        ({"timers": {}}, False),
+        ({"timers": {"throughput": {"enabled": True, "synchronized": False}}}, True),
+    ],
+)
+def test_deepspeeds_throughput_meter_runs_only_where_it_is_asked_for(raw: dict[str, Any], enabled: bool) -> None:
+    assert get_timers_config(resolve(raw).config).enabled == enabled
 
 
 def test_the_users_own_settings_and_his_dictionary_are_left_alone() -> None:

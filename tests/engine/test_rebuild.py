@@ -1,5 +1,7 @@
 """A freeze frees memory at once and never needs a second copy of what trains on."""
 
+import re
+
 import pytest
 
 from tests.distributed import RankPool
@@ -54,8 +56,26 @@ def test_masters_come_over_from_a_constructor_that_is_not_understood(
     two_ranks: RankPool, stage: int, precision: str
 ) -> None:
     setting = Setting(stage, precision, clip=0.5)
-    assert two_ranks.run(rebuilds.rebuilding_without_help_changes_nothing, setting) == [True, True]
+    (unchanged, warned), (other_unchanged, silent) = two_ranks.run(
+        rebuilds.rebuilding_without_help_changes_nothing, setting
+    )
+    assert unchanged
+    assert other_unchanged
+    assert len(warned) == 2  # rebuilds
+    assert all("put them elsewhere than expected" in message for message in warned)
+    assert silent == []
 
 
 def test_consecutive_shards_stay_where_they_are(one_rank: RankPool) -> None:
     assert one_rank.run(rebuilds.one_buffer_of_parts) == [(True, True)]
+
+
+def test_shards_of_two_buffers_are_not_taken_for_one(one_rank: RankPool) -> None:
+    assert one_rank.run(rebuilds.one_buffer_of_neighbours) == [(True, True)]
+
+
+def test_ranks_with_different_micro_batches_are_refused_before_they_hang(two_ranks: RankPool) -> None:
+    for message in two_ranks.run(rebuilds.freeze_with_a_micro_batch_of_ones_own):
+        found = re.fullmatch(r"the ranks have different micro-batches: \[(\d+), (\d+)\]", message)
+        assert found
+        assert int(found[2]) == 2 * int(found[1])

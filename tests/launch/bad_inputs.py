@@ -159,6 +159,9 @@ RECIPES = {
         "tracking.log_every: .*greater than or equal to 1", "tracking.log_every=0"
     ),
     "budget of no time": override("train.stop_after: .*(give|as in|write)", "train.stop_after=soon"),
+    "profile of a step after the last": override(
+        "train.profile: step 99999 lies beyond the run: name steps from 1 to 9", "train.profile=99999"
+    ),
     "hang after less than nothing": override(
         "train.hang_timeout: .*greater than or equal to 0", "train.hang_timeout=-1"
     ),
@@ -249,7 +252,15 @@ DS_CONFIGS = {
         "config.json: memory_breakdown is None; give true or false", {"memory_breakdown": None}
     ),
     "number for a type": ds_config(
-        "config.json: communication_data_type is 5; give a string, or remove it", {"communication_data_type": 5}
+        "config.json: communication_data_type is 5; give fp32, bf16 or fp16, or remove it",
+        {"communication_data_type": 5},
+    ),
+    "type to send that is none": ds_config(
+        "config.json: communication_data_type is 'fp7'; give fp32, bf16 or fp16", {"communication_data_type": "fp7"}
+    ),
+    "type to add up in that is none": ds_config(
+        "config.json: data_types.grad_accum_dtype is 'double'; give fp32, bf16 or fp16",
+        zero(2) | {"data_types": {"grad_accum_dtype": "double"}},
     ),
     "word for a factor": ds_config(
         "config.json: gradient_predivide_factor is 'x'; give a positive number", {"gradient_predivide_factor": "x"}

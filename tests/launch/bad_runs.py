@@ -82,8 +82,8 @@ DEEPSPEEDS_OWN = {
         "zero_optimization.reduce_bucket_size: .*integer.*given: 'big'.*; mend", zero(2, reduce_bucket_size="big")
     ),
     "unknown key inside bf16": ds_config("bf16.scale: unknown key; mend", {"bf16": {"enabled": True, "scale": 1}}),
-    "unknown communication type": ds_config(
-        "communication_data_type.* Got: fp7.*: mend", {"communication_data_type": "fp7"}
+    "type that no tensor has": ds_config(
+        "communication_data_type.* Got: fp7.*: mend", {"seq_parallel_communication_data_type": "fp7"}
     ),
 }
 OUTPUT = {

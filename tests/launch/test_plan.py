@@ -1,5 +1,6 @@
 """The planning command: tables, JSON and a picture for every shipped recipe, or one line that says what is wrong."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from launch import plan
 from trainer.errors import BadInput
 from trainer.freezing.schedule import predicted_saving
 from trainer.plan import plan_schedule
+from trainer.planning import picture
 from trainer.recipe import load_recipe
 
 REPOSITORY = Path(__file__).parents[2]
@@ -32,7 +34,8 @@ def asked(recipe: str, ds_config: str, world_size: object, *others: object) -> l
 
 def planned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *arguments: object) -> Any:
     assert call(monkeypatch, *arguments, "--json") == 0
-    return json.loads(capsys.readouterr().out)
+    (found,) = json.loads(capsys.readouterr().out)["plans"]
+    return found
 
 
 def test_the_command_runs_without_deepspeed() -> None:
@@ -91,6 +94,40 @@ def test_the_data_are_looked_at_where_they_are_given(monkeypatch, capsys, shards
     assert (data["lanes"], data["world_sizes"]) == (16, [1, 2, 4, 8, 16])
 
 
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], [1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (["train.micro_batch=128"], [1, 2, 4, 8, 16]),
+        (["train.micro_batch=128", "freezing.rebatch=true", "freezing.memory_budget=5GB"], [2, 4, 8, 16]),
+        (["freezing.rebatch=true", "freezing.memory_budget=5GB"], [16, 32, 64, 128, 256]),
+    ],
+)
+def test_the_run_is_planned_on_exactly_the_numbers_of_ranks_that_are_named(
+    monkeypatch, capsys, overrides: list[str], expected: list[int]
+) -> None:
+    found = planned(monkeypatch, capsys, *asked(FREEZING, ZERO2, 16, *overrides))["data"]["world_sizes"]
+    assert found == expected
+    for ranks in (1, 2, 4, 8, 16, 32, 64, 128, 256):
+        with contextlib.nullcontext() if ranks in found else pytest.raises(BadInput):
+            call(monkeypatch, *asked(FREEZING, ZERO2, ranks, "--json", *overrides))
+
+
+def test_an_accumulation_that_the_ds_config_fixes_limits_the_ranks(monkeypatch, capsys, tmp_path) -> None:
+    ds_config = tmp_path / "fixed.json"
+    ds_config.write_text(json.dumps({"gradient_accumulation_steps": 512, "zero_optimization": {"stage": 1}}))
+    assert planned(monkeypatch, capsys, *asked(FREEZING, ds_config, 2))["data"]["world_sizes"] == [1, 2, 4]
+
+
+def test_only_zero_stages_that_go_with_the_other_keys_are_compared(monkeypatch, capsys, tmp_path) -> None:
+    ds_config = tmp_path / "mixed.json"
+    mixed = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "float"}, "zero_optimization": {"stage": 2}}
+    ds_config.write_text(json.dumps(mixed))
+    for overrides, stages in (([], [2, 3]), (["train.compile=true"], [2])):
+        found = planned(monkeypatch, capsys, *asked(FREEZING, ds_config, 8, *overrides))["zero_stages"]
+        assert [needs["zero_stage"] for needs in found] == stages
+
+
 def test_the_picture_is_drawn(monkeypatch, capsys, tmp_path) -> None:
     path = tmp_path / "plan.png"
     assert call(monkeypatch, *asked(FREEZING, ZERO2, 8, "--memory", "8GB", "--picture", path)) == 0
@@ -104,6 +141,26 @@ def test_several_numbers_of_ranks_are_compared(monkeypatch, capsys) -> None:
     assert [row.split()[0] for row in capsys.readouterr().out.splitlines()] == ["ranks", "8", "4,096"]
 
 
+def test_json_and_picture_of_several_numbers_of_ranks(monkeypatch, capsys, tmp_path) -> None:
+    path = tmp_path / "plan.png"
+    assert call(monkeypatch, *asked(FREEZING, ZERO2, "8,16", "--json", "--picture", path)) == 0
+    told = capsys.readouterr()
+    assert [found["world_size"] for found in json.loads(told.out)["plans"]] == [8, 16]
+    assert told.err == f"{path}: drawn for 8 ranks only, the first N\n"
+
+
+def test_the_drawn_peak_is_above_the_parts_where_the_update_needs_more(monkeypatch, tmp_path) -> None:
+    """At stage 0 under bf16 the update makes fp32 gradients of all: more than the activations of one image."""
+    ds_config, axes = tmp_path / "stage0.json", []
+    ds_config.write_text(json.dumps({"bf16": {"enabled": True}}))
+    monkeypatch.setattr(picture, "_save", lambda figure, path: axes.extend(figure.axes))
+    call(monkeypatch, *asked(FREEZING, ds_config, 8, "train.micro_batch=1", "--picture", "plan.png"))
+    drawn = {patch.get_label(): patch.get_data().values for patch in axes[0].patches}
+    parts, peak = drawn["working"], drawn["peak"]  # the last part lies on all others
+    assert all(peak >= parts)
+    assert peak[0] > 1.05 * parts[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -113,6 +170,8 @@ def test_several_numbers_of_ranks_are_compared(monkeypatch, capsys) -> None:
         (asked("vit_base", ZERO2, 7), r"global batch 2048 is not micro-batch × accumulation × ranks"),
         (asked("vit_base", ZERO2, 512), r"data\.lanes = 256 is not a multiple of the world size 512.*data\.lanes=512"),
         (asked("vit_base", ZERO2, 8, "--samples", 100), r"100 samples, fewer than one global batch of 2048"),
+        (asked("vit_base", ZERO2, 8, "--samples", 9999, "--data", "/x"), r"--samples 9999: the data, /x, .*one of the"),
+        (asked("vit_base", ZERO2, 8, "train.profile=99999999"), r"train\.profile: step 99999999 lies beyond the run"),
         (asked("vit_base", ZERO2, 8, "--memory", "80 apples"), r"--memory: write an amount of memory as 80GB"),
         (asked("vit_base", ZERO2, 8, "--data", "/nowhere"), r"/nowhere"),
         (asked("vit_base", ZERO2, 8, "--picture", "/nowhere/plan.png"), r"--picture /nowhere/plan\.png: .*another"),

@@ -11,6 +11,7 @@ import torch
 from trainer import device_feed
 from trainer.data.batches import MicroBatch
 from trainer.device_feed import DeviceFeed, on_device
+from trainer.planning.activations import MICRO_BATCHES_AT_ONCE
 from trainer.tracking import throughput
 from trainer.tracking.throughput import Throughput
 
@@ -35,14 +36,24 @@ class Accelerator:
         self.asked.append(f"copy on {stream}")
         yield
 
-    def current_stream(self) -> Any:
-        return self
-
-    def wait_event(self, event: "Event") -> None:
-        self.asked.append(f"compute after {event.recorded_on}")
+    def current_stream(self) -> "Computing":
+        return Computing(self.asked)
 
     def set_device(self, index: int | None) -> None:
         self.asked.append(f"device {index}")
+
+
+class Computing:
+    """The stream of whoever asks for the current one."""
+
+    def __init__(self, asked: list[str]):
+        self._asked = asked
+
+    def __str__(self) -> str:
+        return "compute"
+
+    def wait_event(self, event: "Event") -> None:
+        self._asked.append(f"{self} after {event.recorded_on}")
 
 
 class Event:
@@ -56,7 +67,9 @@ class Event:
 def accelerator(monkeypatch: pytest.MonkeyPatch) -> Accelerator:
     stand_in = Accelerator()
     monkeypatch.setattr(device_feed, "get_accelerator", lambda: stand_in)
-    monkeypatch.setattr(torch.Tensor, "record_stream", lambda tensor, stream: stand_in.asked.append("kept for compute"))
+    monkeypatch.setattr(
+        torch.Tensor, "record_stream", lambda tensor, stream: stand_in.asked.append(f"kept for {stream}")
+    )
     return stand_in
 
 
@@ -107,7 +120,7 @@ def test_the_next_micro_batch_is_drawn_and_copied_while_one_computes(accelerator
     with DeviceFeed(iter(source), CPU) as feed:
         next(feed)
         assert source.wait_until_drawn(3), "nobody asked for the second, which computes, let alone the third"
-        assert len(source.drawn) <= 4  # one lies ready, and one is in the hands of the thread
+        assert len(source.drawn) <= MICRO_BATCHES_AT_ONCE - 1  # the one before, which there is not yet
     assert source.ended_by == "device feed"
 
 
@@ -126,6 +139,24 @@ def test_what_the_loader_raises_reaches_the_training_after_all_that_came_before(
         for _ in range(2):
             with pytest.raises(ValueError, match="damaged"):
                 next(feed)
+
+
+def test_a_device_that_cannot_be_set_ends_the_training_and_does_not_hang_it(
+    accelerator: Accelerator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def set_device(index: int | None) -> None:
+        raise RuntimeError("no such device")
+
+    def ask(feed: DeviceFeed) -> None:
+        with pytest.raises(RuntimeError, match="no such device"):
+            next(feed)
+        raised.set()
+
+    monkeypatch.setattr(accelerator, "set_device", set_device)
+    raised = threading.Event()
+    with DeviceFeed(iter(Source(1)), CPU) as feed:
+        threading.Thread(target=ask, args=[feed], daemon=True).start()  # which may wait for ever
+        assert raised.wait(PATIENCE)
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3])

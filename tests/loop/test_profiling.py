@@ -2,6 +2,11 @@
 
 import gzip
 import json
+import logging
+import resource
+import subprocess
+import sys
+import warnings
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -9,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.distributed import RankPool
+from tests.distributed import REPOSITORY, RankPool
 from tests.loop.small_training import small_plan, small_training
 from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
@@ -110,27 +115,43 @@ def test_unbroken_steps_make_one_recording() -> None:
     assert step_ranges([5, 100, 3, 4, 102]) == [range(3, 6), range(100, 101), range(102, 103)]
 
 
-def recorded(directory: Path, steps: list[int], run: range) -> list[str]:
+def recorded(directory: Path, steps: list[int], run: range, operators: int = 1) -> list[str]:
     """What a run that takes the steps `run` records of `steps`."""
     said: list[str] = []
-    profiler = StepProfiler(steps, directory, torch.device("cpu"), nullcontext, said.append)
+    profiler = StepProfiler(steps, directory, torch.device("cpu"), nullcontext, said.append, first_step=run.start)
     for step in run:
         profiler.before(step)
         with torch.profiler.record_function(f"step {step}"):
-            torch.ones(10).sum()
+            for _ in range(operators):
+                torch.ones(10).sum()
         profiler.after(step)
     profiler.close()
     return said
 
 
-def test_a_run_that_ends_or_starts_in_the_middle_leaves_what_it_has_recorded(tmp_path: Path) -> None:
-    said = recorded(tmp_path / "ended", [3, 4, 5], range(1, 5))
-    assert said == [f"profile: {tmp_path}/ended/steps_00000003-00000004.*; docs/profiling.md shows how to read it"]
-    names = [e["name"] for e in events(tmp_path / "ended" / "steps_00000003-00000004.trace.json.gz")]
-    assert [name for name in names if name.startswith("step ")] == ["step 3", "step 4"]
-    for run in (range(1, 3), range(10, 12)):  # up to the step that warms the profiler up; from a later step on
-        assert recorded(tmp_path / "nothing", [3, 4, 5], run) == []
-        assert not (tmp_path / "nothing").exists()
+@pytest.mark.parametrize(
+    ("run", "found"),
+    [(range(1, 6), range(4, 6)), (range(4, 9), range(4, 7)), (range(5, 9), range(5, 7)), (range(6, 9), range(6, 7))],
+)
+def test_a_run_that_ends_or_goes_on_in_the_middle_records_the_steps_that_it_takes(
+    tmp_path: Path, run: range, found: range
+) -> None:
+    name = f"steps_{found.start:08d}-{found.stop - 1:08d}"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        said = recorded(tmp_path / "profile", [4, 5, 6], run)
+    assert said == [f"profile: {tmp_path}/profile/{name}.*; docs/profiling.md shows how to read it"]
+    names = [e["name"] for e in events(tmp_path / "profile" / f"{name}.trace.json.gz")]
+    assert [name for name in names if name.startswith("step ")] == [f"step {step}" for step in found]
+
+
+def test_a_run_without_a_chosen_step_records_nothing_and_says_so_if_none_is_left(tmp_path: Path) -> None:
+    # up to the step that warms the profiler up, which may be continued; from a later step on
+    assert recorded(tmp_path / "profile", [3, 4, 5], range(1, 3)) == []
+    assert recorded(tmp_path / "profile", [3, 4, 5], range(10, 12)) == [
+        "profile: nothing to record, train.profile names no step from 10 on, where this run begins"
+    ]
+    assert not (tmp_path / "profile").exists()
 
 
 def test_a_recording_that_cannot_be_written_does_not_end_the_run(
@@ -138,4 +159,25 @@ def test_a_recording_that_cannot_be_written_does_not_end_the_run(
 ) -> None:
     (tmp_path / "profile").write_text("in the way")
     assert recorded(tmp_path / "profile", [1], range(1, 3)) == []
-    assert "was not written: " in caplog.text
+    assert "was not written (File exists): free space, or unset train.profile" in caplog.text
+
+
+def record_on_a_full_disk(directory: Path) -> None:
+    """In a process of its own: no file of it grows beyond 1000 bytes from now on."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+    logging.basicConfig(stream=sys.stdout)
+    for operators in (1, 1000):  # torch leaves half of a trace; a temporary file
+        print(recorded(directory, [1], range(1, 3), operators))
+
+
+def test_a_full_disk_is_told_and_no_part_of_the_recording_is_left_on_it(tmp_path: Path) -> None:
+    program = f"""if True:
+        from pathlib import Path
+        from tests.loop.test_profiling import record_on_a_full_disk
+        record_on_a_full_disk(Path({str(tmp_path)!r}))"""
+    ended = subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("steps_00000001-00000001.* was not written (torch could not write") == 2
+    assert ended.stdout.count("free space, or unset train.profile") == 2
+    assert ended.stdout.count("[]\n") == 2
+    assert list(tmp_path.iterdir()) == []

@@ -91,11 +91,12 @@ def test_a_run_reads_nothing_between_its_log_lines_but_that_its_updates_were_goo
     one_rank: RankPool, shards: Path, tmp_path: Path
 ) -> None:
     (found,) = one_rank.run(waits_of_a_run, shards, tmp_path)
-    between = [wait for wait in found if wait.step % LOG_EVERY and wait.step != STEPS]
-    frozen = {wait.step for wait in between if wait.where == "trainer/engine/engine.py _by_rank"}  # a freeze may wait
-    assert len(frozen) < STEPS // 2
-    for step in {wait.step for wait in between} - frozen:
-        assert [wait.where for wait in between if wait.step == step] == [
+    frozen = {wait.step for wait in found if wait.where == "trainer/engine/engine.py _by_rank"}  # a freeze may wait
+    # A step goes by the number of those before it; where that is a multiple, the last log line's waits are found too.
+    between = [step for step in range(STEPS) if step % LOG_EVERY and step not in frozen]
+    assert len(between) >= 3
+    for step in between:
+        assert [wait.where for wait in found if wait.step == step] == [
             "deepspeed/runtime/utils.py is_invalid_grad_norm"
         ]
     assert any(wait.where.startswith("trainer/tracking/") for wait in found), "the log lines were traced as well"

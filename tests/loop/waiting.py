@@ -1,8 +1,9 @@
 """Finds what would make the host wait for an accelerator, on a machine that has none.
 
 On a CPU every value is there at once. So `HostWaits` looks for the calls that would wait: those that read a tensor's
-value on the host (`item`, `bool`, `tolist`, boolean indices, …), and those that make a tensor on a device out of a
-Python value, since a copy from memory that is not pinned is waited for. `BetweenDevices` looks at tensors that only
+value on the host (`item`, `bool`, `tolist`, boolean indices, …), those that make a tensor on a device out of a Python
+value, since a copy from memory that is not pinned is waited for, and `synchronize` of the accelerator, a stream or an
+event, which a CPU answers at once. `BetweenDevices` looks at tensors that only
 pretend to lie on a GPU: no value of theirs can be read at all, and each copy to or from the host shows."""
 
 import sys
@@ -11,8 +12,10 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
+from deepspeed.accelerator import get_accelerator
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -48,7 +51,17 @@ def host_waits(step: Callable[[], int]) -> Iterator[list[Wait]]:
     with ExitStack() as modes:
         modes.enter_context(_Functions(note))
         modes.enter_context(_Operators(note))
+        for owner in (get_accelerator(), torch.cuda, torch.cuda.Stream, torch.cuda.Event):
+            modes.enter_context(patch.object(owner, "synchronize", _noted(owner.synchronize, note)))
         yield found
+
+
+def _noted(synchronize: Callable[..., None], note: Callable[[str], None]) -> Callable[..., None]:
+    def noted(*args: Any, **kwargs: Any) -> None:
+        note("synchronize")
+        synchronize(*args, **kwargs)
+
+    return noted
 
 
 class _Functions(TorchFunctionMode):

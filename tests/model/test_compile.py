@@ -3,14 +3,16 @@
 import gc
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._inductor.exc import GPUTooOldForTriton, TritonMissing
 
 from trainer.errors import BadInput
-from trainer.model.compile import compile_blocks
+from trainer.model.compile import compile_block, compile_blocks
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import LocalMIM
 
@@ -98,6 +100,25 @@ def test_the_real_compiler_gives_the_same_to_rounding(tiny: ModelConfig, batch: 
     assert counter.frame_count == 3
 
 
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (TritonMissing(None), "Cannot find a working triton installation"),
+        (
+            GPUTooOldForTriton(SimpleNamespace(name="K80", major=3, minor=7), None),  # type: ignore[arg-type]
+            "Found K80 which is too old",
+        ),
+    ],
+)
+def test_a_gpu_without_triton_is_told_in_one_line(tiny: ModelConfig, error: Exception, words: str) -> None:
+    def backend(*_: object) -> None:
+        raise error
+
+    with pytest.raises(BadInput, match=rf"compiler does not work here \({words}.*gcc and triton") as refusal:
+        compile_block(tiny, micro_batches=[2], device=CPU, dtype=torch.float32, backend=backend)
+    assert "\n" not in str(refusal.value)
+
+
 def test_a_missing_compiler_is_told_in_one_line(
     tiny: ModelConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -105,5 +126,5 @@ def test_a_missing_compiler_is_told_in_one_line(
     monkeypatch.setattr("torch._inductor.config.force_disable_caches", True)
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     with pytest.raises(BadInput, match=r"train\.compile: the compiler does not work here .*install g\+\+") as refusal:
-        compile_blocks(LocalMIM(tiny), micro_batches=[2], device=CPU, dtype=torch.float32)
+        compile_block(tiny, micro_batches=[2], device=CPU, dtype=torch.float32)
     assert "\n" not in str(refusal.value)

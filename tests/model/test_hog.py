@@ -51,6 +51,19 @@ def test_edge_falls_into_the_bin_of_its_angle() -> None:
     assert torch.equal(target, F.one_hot(torch.tensor([[4]]), 9).float())
 
 
+@pytest.mark.parametrize("bins", [9, 41, 47, 55, 61])
+def test_half_a_turn_is_bin_0_where_division_multiplies_by_the_reciprocal(
+    monkeypatch: pytest.MonkeyPatch, bins: int
+) -> None:
+    """CUDA divides by a Python number so, and in fp32 bins · (1/bins) is below 1 for some numbers of bins."""
+    monkeypatch.setattr(Tensor, "div", lambda tensor, number: tensor.mul(1 / torch.tensor(number)))
+    monkeypatch.setattr(Tensor, "div_", lambda tensor, number: tensor.mul_(1 / torch.tensor(number)))
+    images = torch.zeros(1, 2, 16, 16)
+    images[:, 0, 8:] = 1.0  # angle π in the first channel, nothing in the second
+    (target,) = hog_targets(images, [16], bins)
+    assert torch.equal(target, F.one_hot(torch.tensor([[0]]), 2 * bins).float())
+
+
 def test_flat_image_has_an_empty_target() -> None:
     (target,) = hog_targets(torch.full((1, 3, 16, 16), 0.3), [8], 9)
     assert torch.equal(target, torch.zeros(1, 4, 27))

@@ -1,4 +1,5 @@
-"""The examples of docs/planning.md, run again: `python -m tests.planning.documented` writes their output anew.
+"""The examples of docs/planning.md, run again: `python -m tests.planning.documented` writes their output anew, and
+draws the first one into docs/plan.png.
 
 An example is a fenced block that starts with "$ " and a command; the rest of the block is what it prints.
 """
@@ -40,4 +41,6 @@ def renewed(page: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(renewed(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(renewed(text), encoding="utf-8")
+    output(f"{commands(text)[0]} --picture {PAGE.with_name('plan.png')}")

@@ -108,6 +108,14 @@ def test_zero_2_holds_two_gradients_while_it_adds_up_micro_batches() -> None:
     assert planned(1, accumulation=2).gradients == planned(1).gradients
 
 
+@pytest.mark.parametrize("stage", [2, 3])
+def test_gradients_that_add_up_in_fp32_are_planned_under_every_name_of_it(stage: int) -> None:
+    named = [
+        planned(stage, accumulation=2, data_types={"grad_accum_dtype": name}).gradients for name in ("fp32", "float32")
+    ]
+    assert named[0] == named[1] != planned(stage, accumulation=2).gradients
+
+
 def test_a_micro_batch_that_does_not_divide_the_share_is_refused() -> None:
     ds = resolve_ds_config({}, source="test", world_size=2, global_batch=16, micro_batch=4, precision=None, clip_grad=0)
     with pytest.raises(ValueError, match="8 images a step are not a whole number of micro-batches of 3"):

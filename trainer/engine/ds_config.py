@@ -11,10 +11,11 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
-from trainer.engine.ds_types import refuse_wrong_types
+from trainer.engine.ds_types import name_dtypes, refuse_wrong_types
 from trainer.errors import BadInput
 
 Precision = Literal["fp32", "bf16", "fp16"]
+ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 
 REFUSED = {
     "optimizer": "the recipe's section `optimizer` sets it",
@@ -68,6 +69,7 @@ COMMON_KEYS = (
     "flops_profiler",
     "comms_logger",
     "aio",
+    "timers",
 )
 """Against these an unknown key is held: one that is nearly the same is a slip, others are DeepSpeed's business."""
 
@@ -75,6 +77,9 @@ DEFAULTS: dict[str, Any] = {"steps_per_print": 1_000_000_000}
 """Set where absent: the trainer writes its own log lines."""
 ZERO_DEFAULTS: dict[str, Any] = {"reduce_bucket_size": 50_000_000}
 """Set where absent: DeepSpeed's 5e8 elements cost 1 GB of scratch under bf16; a ViT-H block has 2e7 parameters."""
+TIMERS_DEFAULTS: dict[str, Any] = {"throughput": {"enabled": False}}
+"""Set where absent: DeepSpeed's meter of images per second has the host wait for the device twice in every micro-batch,
+and nothing here reads it. Whoever asks for it gets it."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +122,7 @@ def resolve_ds_config(
     config = copy.deepcopy(raw)
     _refuse_misspelt(config, source)
     refuse_wrong_types(config, source)
+    name_dtypes(config, source)
     stage = _zero_stage(config, source)
     _refuse_untested(config, source)
     found_precision = _resolve_precision(config, source, precision, stage)
@@ -125,6 +131,7 @@ def resolve_ds_config(
     micro, accumulation = _resolve_batch(config, source, world_size, global_batch, micro_batch)
     _resolve_clipping(config, source, clip_grad)
     config |= {key: value for key, value in DEFAULTS.items() if key not in config}
+    config["timers"] = copy.deepcopy(TIMERS_DEFAULTS) | _section(config, "timers", source)
     if stage > 0:
         config["zero_optimization"] = ZERO_DEFAULTS | config["zero_optimization"]
     _refuse_other_autos(config, source)

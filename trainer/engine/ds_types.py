@@ -40,7 +40,6 @@ TEXT: Kind = (_is_text, "give a string, or remove it")
 
 KINDS: dict[str, dict[str, Kind]] = {
     "": {
-        "communication_data_type": TEXT,
         "disable_allgather": BOOLEAN,
         "dump_state": BOOLEAN,
         "gradient_predivide_factor": POSITIVE,
@@ -71,7 +70,7 @@ KINDS: dict[str, dict[str, Kind]] = {
         "top_modules": INTEGER,
     },
     "comms_logger": {"debug": BOOLEAN, "enabled": BOOLEAN, "prof_all": BOOLEAN, "verbose": BOOLEAN},
-    "data_types": {"grad_accum_dtype": TEXT},
+    "data_types": {},
     "aio": {},
 }
 """Section ("" = the top of the file) → key → what it must be. "auto" is left to the check for values that stay so."""
@@ -87,3 +86,27 @@ def refuse_wrong_types(config: dict[str, Any], source: str) -> None:
             if key in content and content[key] != "auto" and not fits(content[key]):
                 name = f"{section}.{key}" if section else key
                 raise BadInput(f"{source}: {name} is {content[key]!r}; {mend}")
+
+
+_DTYPES = {
+    "fp32": ("fp32", "float32", "float"),
+    "bf16": ("bf16", "bfloat16"),
+    "fp16": ("fp16", "float16", "half"),
+}
+
+
+def name_dtypes(config: dict[str, Any], source: str) -> None:
+    """Write the types of gradients as fp32, bf16 or fp16, whichever of their names was given; changes `config`.
+
+    DeepSpeed takes any for ``data_types.grad_accum_dtype`` and only these for ``communication_data_type``, and finds
+    out about others when the engine is built. Raises `BadInput` naming the key and the types."""
+    for section, key in ((config.get("data_types", {}), "grad_accum_dtype"), (config, "communication_data_type")):
+        given = section.get(key)
+        if given is None:
+            continue
+        name = given.lower().removeprefix("torch.") if isinstance(given, str) else None
+        dtype = next((dtype for dtype, names in _DTYPES.items() if name in names), None)
+        if dtype is None:
+            prefix = "" if section is config else "data_types."
+            raise BadInput(f"{source}: {prefix}{key} is {given!r}; give fp32, bf16 or fp16, or remove it")
+        section[key] = dtype

@@ -158,7 +158,8 @@ class FreezingEngine:
 
         Collective, and allowed only at an accumulation boundary. Frees this rank's masters and moments of those units;
         the caller archives the fp32 masters before, if an exact copy is wanted (see `fragments`).
-        Raises RuntimeError off a boundary or when the ranks disagree, ValueError when nothing would freeze or train."""
+        Raises RuntimeError off a boundary or when the ranks disagree, on the units or on the micro-batch, and
+        ValueError when nothing would freeze or train."""
         started = time.perf_counter()
         newly_frozen = list(range(self.model.frozen_units, frozen_units))
         survivors = [index for index, group in enumerate(self._groups) if group.unit >= frozen_units]
@@ -168,9 +169,13 @@ class FreezingEngine:
             raise ValueError(f"{self.model.frozen_units} units are frozen already, asked for {frozen_units}")
         if not survivors:
             raise ValueError(f"freezing {frozen_units} of {self.model.num_units} units would leave nothing to train")
-        requests = self._by_rank((frozen_units, self.optimizer_bytes()))
-        if {units for units, _ in requests} != {frozen_units}:
-            raise RuntimeError(f"the ranks want to freeze different numbers of units: {[u for u, _ in requests]}")
+        units, micro_batches, bytes_before = zip(
+            *self._by_rank((frozen_units, self.resolved.micro_batch, self.optimizer_bytes())), strict=True
+        )
+        if len(set(units)) > 1:
+            raise RuntimeError(f"the ranks want to freeze different numbers of units: {list(units)}")
+        if len(set(micro_batches)) > 1:  # then some would make more forwards than others, and hang in their collectives
+            raise RuntimeError(f"the ranks have different micro-batches: {list(micro_batches)}")
         gone = [parameter for group in self._groups if group.unit < frozen_units for parameter in group.parameters]
         self.model.freeze_prefix(frozen_units)
         internals.rebuild_wrapper(self._engine, self._groups, survivors)
@@ -181,7 +186,7 @@ class FreezingEngine:
         return FreezeReport(
             units=newly_frozen,
             seconds=time.perf_counter() - started,
-            optimizer_bytes_before=[size for _, size in requests],
+            optimizer_bytes_before=list(bytes_before),
             optimizer_bytes_after=self._by_rank(self.optimizer_bytes()),
         )
 

@@ -6,10 +6,9 @@ its output and one logarithm per row instead of the weights. Knows neither torch
 
 from dataclasses import dataclass
 
-from trainer.engine.ds_config import Precision
+from trainer.engine.ds_config import ELEMENT_BYTES, Precision
 from trainer.model.config import ModelConfig
 
-ELEMENT_BYTES: dict[Precision, int] = {"fp32": 4, "bf16": 2, "fp16": 2}
 _FLOAT32, _INT64 = 4, 8
 _STATISTICS = 2 * _FLOAT32
 """Mean and inverse deviation that a LayerNorm saves for each row: fp32 on a GPU. A CPU keeps them in the precision of
@@ -111,7 +110,7 @@ def working_bytes(
     Before anything is saved, the HOG targets are made: 28 bytes for each pixel and channel, beside the masks. Later
     come the pixels and targets beside the saved tensors, the errors of the losses and their gradients, the widest
     gradient of the decoders, and where blocks are checkpointed the one that is recomputed. The images, uint8, count
-    twice: the next micro-batch is on its way while one is used."""
+    as many times as `trainer.device_feed` has micro-batches on an accelerator at once."""
     saved = saved_activation_bytes(
         config, frozen_units, micro_batch, precision, checkpoint_activations=checkpoint_activations
     )
@@ -133,8 +132,10 @@ def working_bytes(
         beside.append(encoder_block_bytes(config, precision) + hidden)
     masking = config.num_patches * (_INT64 + _FLOAT32) + (1 + config.num_kept) * _INT64
     peak = max(micro_batch * (_HOG_PHASE * channels + masking), saved + micro_batch * max(beside))
-    return peak - saved + 2 * micro_batch * channels
+    return peak - saved + MICRO_BATCHES_AT_ONCE * micro_batch * channels
 
 
+MICRO_BATCHES_AT_ONCE = 4
+"""The one that computes, two that are ready, and for a moment the one before."""
 _HOG_PHASE = 28
 """Bytes that `hog_targets` has in use at once for each pixel and channel, the fp32 pixels among them."""

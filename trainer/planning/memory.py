@@ -20,9 +20,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from trainer.engine.ds_config import Precision, ResolvedDsConfig
+from trainer.engine.ds_config import ELEMENT_BYTES, Precision, ResolvedDsConfig
 from trainer.model.config import ModelConfig
-from trainer.planning.activations import ELEMENT_BYTES, saved_activation_bytes, working_bytes
+from trainer.planning.activations import saved_activation_bytes, working_bytes
 from trainer.planning.parameter_use import ParameterUse, planned_use
 from trainer.planning.partitions import most_elements_touched, part_elements
 from trainer.planning.zero3_gathers import Zero3Limits, peak_gathered_elements, persistent_parameters
@@ -122,8 +122,8 @@ def _gradients(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> int:
     if ds.zero_stage == 3:
         if ds.offload_optimizer:
             return 0
-        return sum(part_elements(sizes, 3, world_size) for sizes in groups) * ELEMENT_BYTES[_accumulates_in(ds)]
-    if ds.precision != "fp32" and _accumulates_in(ds) == "fp32":
+        return sum(part_elements(sizes, 3, world_size) for sizes in groups) * ELEMENT_BYTES[accumulates_in(ds)]
+    if ds.precision != "fp32" and accumulates_in(ds) == "fp32":
         return sum(part_elements(sizes, 2, world_size) for sizes in groups) * _FLOAT32
     sums_up = ds.accumulation > 1
     copies = int(sums_up) if ds.offload_optimizer else 1 + sums_up
@@ -135,7 +135,7 @@ def _host_gradients(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> in
     size = ELEMENT_BYTES[ds.precision]
     part = sum(part_elements(sizes, ds.zero_stage, world_size) for sizes in groups)
     if ds.zero_stage == 3:
-        return part * (_FLOAT32 + ELEMENT_BYTES[_accumulates_in(ds)])
+        return part * (_FLOAT32 + ELEMENT_BYTES[accumulates_in(ds)])
     summed = most_elements_touched(groups, world_size) if ds.zero_stage == 2 and ds.accumulation > 1 else 0
     largest = max(max(sizes) for sizes in groups)
     return part * (_FLOAT32 + size) + (summed + largest) * size
@@ -164,5 +164,6 @@ def _update(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> int:
     return max(part_elements(sizes, ds.zero_stage, world_size) for sizes in groups) * (size + _FLOAT32)
 
 
-def _accumulates_in(ds: ResolvedDsConfig) -> Precision:
+def accumulates_in(ds: ResolvedDsConfig) -> Precision:
+    """The type in which the gradients of micro-batches are added up."""
     return ds.config.get("data_types", {}).get("grad_accum_dtype") or ds.precision

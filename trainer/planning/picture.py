@@ -14,7 +14,7 @@ ON_THE_HOST = ("masters", "moments")
 
 
 def draw_plan(plan: Plan, path: Path) -> None:
-    """Memory of a rank by part, FLOPs of an image and bytes sent in a step, each from one freeze to the next.
+    """Memory of a rank by part and at its peak, FLOPs of an image, bytes sent in a step, from one freeze to the next.
 
     Raises `BadInput` if the file cannot be written."""
     edges = [*(phase.first_step for phase in plan.phases), plan.total_steps]
@@ -28,9 +28,11 @@ def draw_plan(plan: Plan, path: Path) -> None:
     for part, top, colour in zip(parts, stacked, colours, strict=True):
         memory.stairs(top, edges, baseline=floor, fill=True, color=colour, label=part)
         floor = top
-    highest = max(phase.memory_total for phase in plan.phases)
-    if plan.memory_budget is not None and plan.memory_budget < 2 * highest:  # a line far above would flatten the rest
-        memory.axhline(plan.memory_budget / 1e9, color="tab:red", lw=1, ls="--", label="budget")
+    peaks = [phase.memory_total / 1e9 for phase in plan.phases]  # above the parts where the update needs more
+    memory.stairs(peaks, edges, baseline=None, color="black", lw=1.5, label="peak")
+    budget = None if plan.memory_budget is None else plan.memory_budget / 1e9
+    if budget is not None and budget < 2 * max(peaks):  # a line far above would flatten the rest
+        memory.axhline(budget, color="tab:red", lw=1, ls="--", label="budget")
     memory.set_ylabel("memory of a rank, GB")
     memory.set_title(
         f"{plan.parameters / 1e6:.0f} M parameters, ZeRO-{plan.zero_stage}, {plan.world_size} ranks", loc="left"

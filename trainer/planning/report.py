@@ -44,12 +44,12 @@ class DataFit:
     """None for a pipe, whose samples come as they come."""
     samples_per_lane: int | None
     world_sizes: list[int]
-    """Numbers of ranks that the run can start or continue on: they divide the lanes and the global batch."""
+    """Numbers of ranks that the run can start or continue on."""
 
 
 @dataclass(frozen=True)
 class StageNeeds:
-    """What a rank would hold and send under another ZeRO stage, before anything is frozen."""
+    """What a rank would hold and send under a ZeRO stage, all other keys as they are, before anything is frozen."""
 
     zero_stage: int
     optimizer_bytes: int

@@ -110,7 +110,7 @@ def _by_zero_stage(plan: Plan) -> list[str]:
                 show_bytes(round(needs.sent_bytes_per_step)),
             ]
         )
-    return _aligned(rows)
+    return ["before the first freeze, with the other keys of this ds_config:", *_aligned(rows)]
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:

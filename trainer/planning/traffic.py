@@ -21,13 +21,10 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any
 
-from trainer.engine.ds_config import ResolvedDsConfig
+from trainer.engine.ds_config import ELEMENT_BYTES, ResolvedDsConfig
 from trainer.planning.parameter_use import ParameterUse
+from trainer.planning.partitions import ALIGNMENT
 from trainer.planning.zero3_gathers import Zero3Limits, gathers_per_micro_batch, persistent_parameters
-
-ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
-ALIGNMENT = 2
-"""ZeRO-1/2 pad a group to a multiple of so many elements per rank."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ def step_traffic(use: ParameterUse, ds: ResolvedDsConfig, world_size: int) -> St
         gathered = _padded([sum(sizes) for sizes in use.live_sizes], ALIGNMENT * world_size)
     if ds.zero_stage >= 2:
         reduced *= ds.accumulation
-    reduced_bytes = reduced * ELEMENT_BYTES[(ds.config.get("communication_data_type") or ds.precision).lower()]
+    reduced_bytes = reduced * ELEMENT_BYTES[ds.config.get("communication_data_type") or ds.precision]
     gathered_bytes = gathered * ELEMENT_BYTES[ds.precision]
     return StepTraffic(
         reduced_elements=reduced,

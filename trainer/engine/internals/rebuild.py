@@ -1,5 +1,6 @@
 """A new optimizer wrapper over fewer parameter groups, on the memory of the old one."""
 
+import logging
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,10 @@ from deepspeed.runtime.zero import parameter_offload, stage3, stage_1_and_2
 from deepspeed.runtime.zero.utils import defragment
 
 from trainer.engine.groups import ParameterGroup
+from trainer.engine.internals.start import TESTED_DEEPSPEED
 from trainer.engine.internals.state import Masters, inner_optimizer, masters
+
+logger = logging.getLogger(__name__)
 
 
 def undo_constructor_step(engine: deepspeed.DeepSpeedEngine) -> None:
@@ -57,12 +61,22 @@ def rebuild_wrapper(
         _construct_wrapper(engine, [[master for master, _ in pairs] for pairs in kept])
         engine.optimizer.loss_scaler = scaler
         new_masters = masters(engine)
+    elsewhere = 0
     for group_masters, pairs in zip(new_masters, kept, strict=True):
         for master, (old, state) in zip(group_masters, pairs, strict=True):
             if master.data_ptr() != old.data_ptr():
-                master.data.copy_(old.data)  # a constructor that `_construct_wrapper` no longer understands
+                master.data.copy_(old.data)
+                elsewhere += 1
             if state:
                 inner.state[master] = state
+    if elsewhere and engine.global_rank == 0:
+        logger.warning(
+            "freezing copied %d fp32 masters, as DeepSpeed %s put them elsewhere than expected: the values are right, "
+            "but memory rose by their size for a moment. Tested with DeepSpeed %s.",
+            elsewhere,
+            deepspeed.__version__,
+            TESTED_DEEPSPEED,
+        )
 
 
 def _drop_groups_of_unsharded(wrapper: Any, survivors: Sequence[int]) -> None:
@@ -77,7 +91,8 @@ def _destroy_wrapper(engine: deepspeed.DeepSpeedEngine) -> None:
     """Remove a ZeRO wrapper's hooks, every reference to it and all that it holds.
 
     Its own hooks are cycles that keep it alive until Python's collector comes by; emptied, it keeps no tensor alive.
-    What `destroy` would unpin of the masters goes on to be used.
+    ZeRO-1/2's `destroy` would unpin offloaded masters and their gradients, which go on to be used, so they are taken
+    from it first. ZeRO-3's unpins gradients only, and its constructor makes those anew.
 
     ZeRO-3 leaves ``pre_bwd_fn``, ``post_bwd_fn`` and a counter on each module, closures over the old parameter
     coordinator that the next wrapper would reuse. They hide the backward pass from the new prefetch trace, after which
@@ -154,8 +169,8 @@ class _Unprinted(dict[torch.Tensor, str]):
 
 
 def _take_over(new: torch.Tensor, old: torch.Tensor) -> None:
-    """Give `new` the memory of `old`, and with it the values; what `new` had is free again. An offloaded master has a
-    gradient, which goes along."""
+    """Give `new` the memory of `old`, and with it the values; what `new` had is free again. An offloaded
+    master has a gradient, which goes along: for good at ZeRO-1/2, until the constructor makes another at ZeRO-3."""
     new.data, new.grad, old.grad = old.data, old.grad, None
 
 
@@ -163,10 +178,13 @@ def _one_buffer(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """Stand-in for ZeRO-3's ``defragment``: the one flat tensor of which `tensors` are consecutive parts.
 
     They lie in the buffer that the first wrapper made for the whole model, in the order of the groups. Frozen units are
-    a prefix of it; their shards stay where they are, as they are still needed."""
+    a prefix of it; their shards stay where they are, as they are still needed. Two storages may happen to follow one
+    another in memory, and a tensor over both would outlive the second."""
     first, offset = tensors[0], 0
+    storage = first.untyped_storage().data_ptr()
     for tensor in tensors:
-        if tensor.data_ptr() != first.data_ptr() + offset * first.element_size():
+        follows = tensor.data_ptr() == first.data_ptr() + offset * first.element_size()
+        if not follows or tensor.untyped_storage().data_ptr() != storage:
             return defragment(tensors)
         offset += tensor.numel()
     return torch.as_strided(first, (offset,), (1,))
