@@ -28,7 +28,7 @@ class Effort:
     hog_images: int
 
 
-FULL = Effort(ModelConfig(), settings=((1, 16), (2, 16), (2, 32)), rounds=5, hog_images=16)
+FULL = Effort(ModelConfig(), settings=((1, 16), (2, 16)), rounds=4, hog_images=16)
 QUICK = Effort(ModelConfig(size="tiny", image_size=64), settings=((1, 2),), rounds=2, hog_images=2)
 
 
