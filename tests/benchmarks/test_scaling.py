@@ -7,6 +7,7 @@ import pytest
 from benchmarks.scaling import QUICK, main, sections
 
 
+@pytest.mark.slow
 def test_the_traffic_table_counts_what_the_plan_says_at_every_frozen_count_and_stage() -> None:
     (section,) = sections(QUICK, ["traffic"], None)
     page = section.markdown()
