@@ -15,7 +15,7 @@ test: .venv/.test ## the tests, on real ranks; no GPU and no network needed
 test-slow: .venv/.test ## the rest: whole matrices, real launchers, real kills
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m slow
 
-bench: .venv/.test ## side-by-side tables, over an hour on a quiet machine; each is a command of its own, too
+bench: .venv/.test ## side-by-side tables, long, on a quiet machine; each is a command of its own, too
 	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.data
 	for topic in checkpoint step freezing rebuild rebatch compile scaling; do \
 	    DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.$$topic || exit 1; done

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from benchmarks.gemm import why_no_bf16
 from benchmarks.rounds import Costs, ratio_text, take_turns
 from benchmarks.tables import Section
-from trainer.model.compile import compile_blocks
+from trainer.model.compile import compile_block
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import LocalMIM
 
@@ -47,7 +47,9 @@ def block_section(cases: Sequence[BlockCase], rounds: int) -> Section:
             seconds = []
             for _ in ("cold", "from the cache"):
                 torch.compiler.reset()
-                seconds.append(compile_blocks(compiled, micro_batches=[case.micro_batch], device=CPU, dtype=dtype))
+                block = compile_block(case.model, micro_batches=[case.micro_batch], device=CPU, dtype=dtype)
+                seconds.append(block.seconds)
+            block.install(compiled)
             name = f"{case.name}, {str(dtype).removeprefix('torch.')}"
             rows += _rows(name, eager.blocks[0], compiled.blocks[0], case.tokens(dtype), rounds)
             remarks.append(f"Compiling for {name}: {seconds[0]:.0f} s, {seconds[1]:.0f} s from the cache on disk.")
@@ -108,7 +110,9 @@ def freezing_section(config: ModelConfig) -> Section:
     rows = []
     before = _graphs_made()
     for size in MICRO_BATCHES:
-        compile_blocks(model, micro_batches=[size], device=CPU, dtype=torch.float32, backend="aot_eager")
+        compile_block(model.config, micro_batches=[size], device=CPU, dtype=torch.float32, backend="aot_eager").install(
+            model
+        )
         rows.append([f"at the start, micro-batch {size}", str(_graphs_made() - before)])
         before = _graphs_made()
     for units in range(1, model.num_units):

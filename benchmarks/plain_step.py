@@ -9,14 +9,13 @@ magnitude is torch's ``norm``: plain code, not slowed down, with nothing clever 
 
 import math
 from collections.abc import Iterator
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from timm.layers import LayerNorm2d, PatchEmbed
-from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from trainer.model.block import transformer_block
 from trainer.model.config import ModelConfig
 from trainer.model.positions import sincos_positions
 
@@ -65,7 +64,10 @@ class PlainDecoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.register_buffer("pos_embed", sincos_positions(config.grid_size, dim), persistent=False)
         self.blocks = nn.Sequential(
-            *[_block(dim, config.decoder_heads, config.decoder_mlp_ratio, config) for _ in range(config.decoder_depth)]
+            *[
+                transformer_block(dim, config.decoder_heads, config.decoder_mlp_ratio, config.norm_eps)
+                for _ in range(config.decoder_depth)
+            ]
         )
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         half, quarter = dim // 2, dim // 4
@@ -125,7 +127,8 @@ class PlainLocalMIM(nn.Module):
         self.register_buffer("pos_embed", sincos_positions(config.grid_size, config.width), persistent=False)
         self.patch_embed = PatchEmbed(config.image_size, config.patch_size, 3, config.width)
         self.blocks = nn.ModuleList(
-            _block(config.width, config.heads, config.mlp_ratio, config) for _ in range(config.num_blocks)
+            transformer_block(config.width, config.heads, config.mlp_ratio, config.norm_eps)
+            for _ in range(config.num_blocks)
         )
         self.stages = nn.ModuleList(
             PlainStage(config, scale, window)
@@ -180,11 +183,6 @@ class PlainTraining:
 def _one_group_each(model: nn.Module, lr: float, weight_decay: float) -> Iterator[dict]:
     for parameter in model.parameters():
         yield {"params": [parameter], "lr": lr, "weight_decay": weight_decay if parameter.ndim > 1 else 0.0}
-
-
-def _block(dim: int, heads: int, mlp_ratio: float, config: ModelConfig) -> Block:
-    norm_layer = partial(nn.LayerNorm, eps=config.norm_eps)
-    return Block(dim, heads, mlp_ratio, qkv_bias=True, norm_layer=norm_layer)  # type: ignore[arg-type]  # as timm does
 
 
 def _double(channels: int, out_channels: int) -> nn.ConvTranspose2d:

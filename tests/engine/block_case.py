@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tests.engine.cases import Setting, engine_for, weights
 from tests.engine.localmim_case import CONFIG, batch
 from tests.engine.traffic import counted_traffic
-from trainer.model.compile import compile_blocks
+from trainer.model.compile import compile_block
 from trainer.model.localmim import LocalMIM
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -58,9 +58,9 @@ def _compile(model: LocalMIM, setting: Setting, backend: str) -> Callable[[], in
 
     torch.compiler.reset()
     counter = CompileCounterWithBackend(backend)
-    compile_blocks(
-        model, micro_batches=[4], device=torch.device("cpu"), dtype=DTYPES[setting.precision], backend=counter
-    )
+    dtype = DTYPES[setting.precision]
+    compiled = compile_block(model.config, micro_batches=[4], device=torch.device("cpu"), dtype=dtype, backend=counter)
+    compiled.install(model)
     return lambda: counter.frame_count
 
 

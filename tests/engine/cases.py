@@ -140,3 +140,12 @@ def weights(engine: FreezingEngine) -> dict[str, torch.Tensor]:
     """Whole weights in the precision of training, copied."""
     with gathered(engine):
         return {name: parameter.detach().clone() for name, parameter in engine.model.named_parameters()}
+
+
+def message_of(action: Any, *args: Any) -> str:
+    """What a refused call says, after the name of the exception; "accepted" if it is not refused."""
+    try:
+        action(*args)
+    except (RuntimeError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "accepted"

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from tests.engine.cases import STEPS, Setting, engine_for, group_sizes, new_model, train_step, weights
+from tests.engine.cases import STEPS, Setting, engine_for, group_sizes, message_of, new_model, train_step, weights
 from tests.engine.small_vit import batch
 from tests.engine.traffic import counted_traffic
 from trainer.engine import internals
@@ -107,27 +107,19 @@ def refusals(setting: Setting) -> dict[str, str]:
         train_step(engine, 0)
         loss = engine.forward(*batch(1, 0))
         engine.backward(loss)
-        messages["before step()"] = _message(engine.freeze, 1)
+        messages["before step()"] = message_of(engine.freeze, 1)
         engine.step()
-        messages["between micro-batches"] = _message(engine.freeze, 1)
+        messages["between micro-batches"] = message_of(engine.freeze, 1)
         loss = engine.forward(*batch(1, 1))
         engine.backward(loss)
         engine.step()
-        messages["ranks disagree"] = _message(engine.freeze, 1 + dist.get_rank())
-        messages["everything"] = _message(engine.freeze, engine.model.num_units)
+        messages["ranks disagree"] = message_of(engine.freeze, 1 + dist.get_rank())
+        messages["everything"] = message_of(engine.freeze, engine.model.num_units)
         engine.freeze(2)
-        messages["nothing"] = _message(engine.freeze, 2)
-        messages["no rate"] = _message(engine.set_learning_rates, [None] * engine.model.num_units)
+        messages["nothing"] = message_of(engine.freeze, 2)
+        messages["no rate"] = message_of(engine.set_learning_rates, [None] * engine.model.num_units)
         train_step(engine, 2)
     return messages
-
-
-def _message(action: Any, *args: Any) -> str:
-    try:
-        action(*args)
-    except (RuntimeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "accepted"
 
 
 def freeze_before_the_first_step(setting: Setting) -> tuple[int, dict[str, Any]]:

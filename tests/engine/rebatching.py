@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch.distributed as dist
 
-from tests.engine.cases import Setting, close, micro_batch, new_model, resolved_config, weights
+from tests.engine.cases import Setting, close, message_of, micro_batch, new_model, resolved_config, weights
 from tests.engine.resumption import save
 from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
@@ -108,22 +108,14 @@ def refusals(stage: int) -> dict[str, str]:
     engine = new_engine(new_model(), of, 4)
     loss = engine.forward(*micro_batch(engine, 0, 0))
     engine.backward(loss)
-    messages["before step()"] = _message(engine.set_micro_batch, 8)
+    messages["before step()"] = message_of(engine.set_micro_batch, 8)
     engine.step()
-    messages["between micro-batches"] = _message(engine.set_micro_batch, 8)
+    messages["between micro-batches"] = message_of(engine.set_micro_batch, 8)
     loss = engine.forward(*micro_batch(engine, 0, 1))
     engine.backward(loss)
     engine.step()
-    messages["no divisor"] = _message(engine.set_micro_batch, 3)
-    messages["nothing"] = _message(engine.set_micro_batch, 0)
+    messages["no divisor"] = message_of(engine.set_micro_batch, 3)
+    messages["nothing"] = message_of(engine.set_micro_batch, 0)
     assert (engine.resolved.micro_batch, engine.resolved.accumulation) == (4, 2)
     close(engine)
     return messages
-
-
-def _message(action: Any, *args: Any) -> str:
-    try:
-        action(*args)
-    except (RuntimeError, ValueError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "accepted"

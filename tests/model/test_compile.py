@@ -12,7 +12,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.exc import GPUTooOldForTriton, TritonMissing
 
 from trainer.errors import BadInput
-from trainer.model.compile import compile_block, compile_blocks
+from trainer.model.compile import compile_block
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import LocalMIM
 
@@ -41,7 +41,9 @@ def test_no_freeze_and_no_later_micro_batch_starts_the_compiler(tiny: ModelConfi
     model = LocalMIM(tiny)
     names = model.state_dict().keys()
     counter = CompileCounterWithBackend("aot_eager")
-    compile_blocks(model, micro_batches=[2, 4, 6], device=CPU, dtype=torch.float32, backend=counter)
+    compile_block(model.config, micro_batches=[2, 4, 6], device=CPU, dtype=torch.float32, backend=counter).install(
+        model
+    )
     graphs = counter.frame_count
     assert graphs == 3 + 3  # for two images, and for any number from then on
     gc.collect()  # a graph that needed anything but the model would go now
@@ -62,7 +64,9 @@ def test_compiled_blocks_train_like_others_and_their_hooks_run(tiny: ModelConfig
     compiled = LocalMIM(tiny)
     compiled.load_state_dict(eager.state_dict())
     counter = CompileCounterWithBackend("aot_eager")
-    compile_blocks(compiled, micro_batches=[2], device=CPU, dtype=torch.float32, backend=counter)
+    compile_block(compiled.config, micro_batches=[2], device=CPU, dtype=torch.float32, backend=counter).install(
+        compiled
+    )
     assert counter.frame_count == 3  # for all blocks together
     seen: list[bool] = []
     for block in compiled.blocks:
@@ -84,7 +88,9 @@ def test_the_real_compiler_gives_the_same_to_rounding(tiny: ModelConfig, batch: 
     compiled = LocalMIM(tiny)
     compiled.load_state_dict(eager.state_dict())
     counter = CompileCounterWithBackend("inductor")
-    compile_blocks(compiled, micro_batches=[2], device=CPU, dtype=torch.float32, backend=counter)
+    compile_block(compiled.config, micro_batches=[2], device=CPU, dtype=torch.float32, backend=counter).install(
+        compiled
+    )
     for units in (0, 1, 3):
         for model in (eager, compiled):
             if units:

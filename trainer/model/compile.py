@@ -78,20 +78,6 @@ def compile_block(
     return CompiledBlock(compiled, time.perf_counter() - started)
 
 
-def compile_blocks(
-    model: LocalMIM,
-    *,
-    micro_batches: Sequence[int],
-    device: torch.device,
-    dtype: torch.dtype,
-    backend: str | Callable = "inductor",
-) -> float:
-    """`compile_block` for a model that exists, which may still be elsewhere than on ``device``. Returns the seconds."""
-    block = compile_block(model.config, micro_batches=micro_batches, device=device, dtype=dtype, backend=backend)
-    block.install(model)
-    return block.seconds
-
-
 def _run_every_graph(compiled: Callable, block: nn.Module, tokens: Tensor) -> None:
     """Forward and backward of each of the three graphs, once."""
     block.requires_grad_(True)
