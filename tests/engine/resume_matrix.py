@@ -98,6 +98,18 @@ def _other_layouts() -> list[Row]:
 MATRIX = [*_same_layout(), *_other_layouts()]
 
 
+def shows(row: Row) -> list[tuple]:
+    """What a row has that others have, too: its setting, its place, and each thing that changes."""
+    then, now = row.then.setting, row.now.setting
+    return [
+        ("setting", then.stage, then.precision, then.offload, row.then == row.now),
+        ("place", row.save_before),
+        ("ranks", row.then.ranks, row.now.ranks),
+        ("stages", then.stage, now.stage),
+        ("pieces", then.pieces, now.pieces),
+    ]
+
+
 def difference(row: Row, pool: Callable[[int], RankPool], root: Path) -> tuple[float, float]:
     """Save, continue, and compare with the uninterrupted run: largest absolute difference of a loss after the save, as
     the mean over the global batch, and of a final weight."""

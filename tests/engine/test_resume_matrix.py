@@ -5,10 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.covering import slow_and_exhaustive
 from tests.distributed import RankPool
-from tests.engine.resume_matrix import MATRIX, Row, difference
-
-pytestmark = pytest.mark.slow  # test_resume.py has the fast ones
+from tests.engine.resume_matrix import MATRIX, Row, difference, shows
 
 
 @pytest.fixture(scope="module")
@@ -17,7 +16,7 @@ def pool(one_rank: RankPool, two_ranks: RankPool) -> Iterator[Callable[[int], Ra
         yield {1: one_rank, 2: two_ranks, 4: four_ranks}.__getitem__
 
 
-@pytest.mark.parametrize("row", MATRIX, ids=str)
+@pytest.mark.parametrize("row", slow_and_exhaustive(MATRIX, shows))  # test_resume.py has fast ones
 def test_a_continued_run_equals_the_uninterrupted_one(
     pool: Callable[[int], RankPool], row: Row, tmp_path: Path
 ) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.covering import slow_and_exhaustive
 from tests.distributed import RankPool
 from tests.engine.cases import Setting
 from tests.engine.trajectory import MATRIX, OFFLOADED, build_cpu_adam, tolerance, trajectory
@@ -11,15 +12,24 @@ FAST = {
     *((stage, precision, 0.5, 2) for stage in (1, 3) for precision in ("fp32", "bf16", "fp16")),
     (2, "bf16", 0.0, 2), (2, "bf16", 0.5, 1), (3, "bf16", 0.0, 2),
 }  # fmt: skip
-"""Every stage and precision once, and what most runs use more often; the rest of the matrix is slow only in sum."""
+"""Every stage and precision once, and what most runs use more often."""
+FAST_OFFLOADED = {(2, "bf16", 0.5, 2), (3, "fp32", 0.0, 1)}
+
+
+def shows(setting: Setting) -> list[tuple]:
+    """What a setting has that others have, too."""
+    return [
+        (setting.stage, setting.precision),
+        (setting.stage, setting.clip, setting.accumulation),
+        (setting.precision, setting.clip, setting.accumulation),
+    ]
 
 
 def rows(settings: list[Setting], fast: set[tuple]) -> list:
-    def marks(setting: Setting) -> list:
-        quick = (setting.stage, setting.precision, setting.clip, setting.accumulation) in fast
-        return [] if quick else [pytest.mark.slow]
+    def is_fast(setting: Setting) -> bool:
+        return (setting.stage, setting.precision, setting.clip, setting.accumulation) in fast
 
-    return [pytest.param(setting, marks=marks(setting), id=str(setting)) for setting in settings]
+    return slow_and_exhaustive(settings, shows, is_fast)
 
 
 @pytest.mark.parametrize("setting", rows(MATRIX, FAST))
@@ -27,7 +37,7 @@ def test_training_through_freezes_equals_plain_adamw(two_ranks: RankPool, settin
     check(two_ranks, setting)
 
 
-@pytest.mark.parametrize("setting", rows(OFFLOADED, {(2, "bf16", 0.5, 2), (3, "fp32", 0.0, 1)}))
+@pytest.mark.parametrize("setting", rows(OFFLOADED, FAST_OFFLOADED))
 def test_offloaded_training_through_freezes_equals_plain_adamw(two_ranks: RankPool, setting: Setting) -> None:
     two_ranks.run(build_cpu_adam, timeout=500)
     check(two_ranks, setting)

@@ -79,7 +79,7 @@ def test_planned_traffic_equals_what_four_ranks_send(four_ranks: RankPool, setti
     assert_planned_as_counted(four_ranks.run(counted_steps.small_vit_steps, setting, {}, timeout=300))
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("setting", MATRIX, ids=str)
 def test_planned_traffic_equals_what_two_ranks_send_in_the_whole_matrix(two_ranks: RankPool, setting: Setting) -> None:
     assert_planned_as_counted(two_ranks.run(counted_steps.small_vit_steps, setting, {}, timeout=300))
