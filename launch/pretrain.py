@@ -60,7 +60,9 @@ def main() -> int:
     plan = plan_run(recipe, arguments.ds_config, arguments.output, ranks)
     if ranks.rank == 0:
         print(dump_recipe(recipe), flush=True)
-    from trainer.loop import pretrain  # the slow import of DeepSpeed comes after all that can be refused without it
+    from trainer.pretraining import (
+        pretrain,  # the slow import of DeepSpeed comes after all that can be refused without it
+    )
 
     return pretrain(plan, arguments.resume)
 

@@ -4,9 +4,11 @@ The training loop calls it between steps and never asks it anything; rank 0 alon
 says so: every rank calls it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -15,7 +17,7 @@ from trainer.checkpoint.background import SaveReport
 from trainer.checkpoint.reader import Checkpoint
 from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.freezing.rebatch import describe_rebatching
-from trainer.plan import RunPlan
+from trainer.plan import AnyPlan, RunPlan
 from trainer.tracking.console import Console
 from trainer.tracking.losses import StageLosses, largest_over_ranks
 from trainer.tracking.metrics import Metrics, read_metrics
@@ -24,11 +26,11 @@ from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, memory_bytes
 
 
-class Logbook:
+class Logbook(ABC):
     """One per rank. Between two log lines it gathers without waiting for the device."""
 
     def __init__(
-        self, plan: RunPlan, engine: FreezingEngine, throughput: Throughput, device: torch.device, start_step: int
+        self, plan: AnyPlan, engine: FreezingEngine, throughput: Throughput, device: torch.device, start_step: int
     ):
         """Opens RUN/metrics.jsonl to go on after `start_step` steps. `throughput`: read and restarted by each log line;
         the loop feeds it."""
@@ -38,7 +40,7 @@ class Logbook:
         self._metrics = None
         if plan.ranks.rank == 0:
             self._metrics = Metrics(plan.output, start_step, plan.recipe.tracking.tensorboard, self.say)
-        self._losses = StageLosses(len(plan.recipe.model.stage_blocks), device)
+        self._losses = self._new_losses()
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
 
     def started(self, checkpoint: Checkpoint | None) -> None:
@@ -58,18 +60,38 @@ class Logbook:
             f"{plan.steps_per_epoch} steps an epoch of {plan.index.num_samples} images; ZeRO-{plan.ds.zero_stage} "
             f"{plan.ds.precision}; GEMM {self._throughput.gemm_rate / 1e9:.0f} GFLOP/s per rank"
         )
-        if plan.recipe.freezing.rebatch:
-            self.say(describe_rebatching(plan.micro_batches, plan.ds))
 
-    def micro_batch(self, stage_losses: torch.Tensor, substituted: list[str]) -> None:
-        """Take note of a micro-batch of this rank. stage_losses: fp32 [live stages]."""
-        self._losses.add(self._engine.model.live_stages, stage_losses, self._engine.resolved.micro_batch)
+    @abstractmethod
+    def _new_losses(self) -> StageLosses:
+        """Where the losses of an interval add up."""
+
+    @abstractmethod
+    def _live_losses(self) -> list[int]:
+        """Which of these losses a micro-batch has now."""
+
+    @abstractmethod
+    def _loss_fields(self, losses: list[float | None]) -> dict[str, Any]:
+        """The losses of an interval as fields of the event: `loss` at least."""
+
+    @abstractmethod
+    def _summary(self, events: list[dict[str, Any]]) -> str:
+        """The printed end of the run."""
+
+    def _draw_at_save(self, step: int) -> None:  # noqa: B027 (not every kind of run has any)
+        """Pictures of the checkpoint at this step, on rank 0, if they are wanted."""
+
+    def _draw_at_end(self, step: int, events: list[dict[str, Any]]) -> None:  # noqa: B027 (not every kind of run has any)
+        """Pictures of the whole run, on rank 0, if they are wanted."""
+
+    def micro_batch(self, losses: torch.Tensor, substituted: list[str]) -> None:
+        """Take note of a micro-batch of this rank. losses: fp32 [those that there are now]."""
+        self._losses.add(self._live_losses(), losses, self._engine.resolved.micro_batch)
         self._substitutions.add(substituted)
 
     def step(self, step: int) -> None:
         """One log line after `step` steps, for which the host waits for the device. Collective."""
         plan, model = self._plan, self._engine.model
-        stages = self._losses.reduce(model.live_stages)
+        losses = self._losses.reduce(self._live_losses())
         speed = self._throughput.read()
         speed["data_wait_seconds"] = largest_over_ranks(speed["data_wait_seconds"], self._device)
         global_batch = plan.recipe.train.global_batch
@@ -77,9 +99,8 @@ class Logbook:
             "step": step,
             "epoch": step / plan.steps_per_epoch,
             "samples": step * global_batch,
-            "loss": sum(value for value in stages if value is not None),
-            "loss_stages": stages,
-            "lr": plan.schedule.learning_rates(step - 1),
+            **self._loss_fields(losses),
+            "lr": plan.learning_rates(step - 1),
             "frozen_units": model.frozen_units,
             "trainable_parameters": self._engine.trainable_parameters,
             "images_per_second": global_batch / speed["step_seconds"],
@@ -95,6 +116,55 @@ class Logbook:
             self._metrics.write("step", **event)
         self._console.step(event, plan.total_steps, (plan.total_steps - step) * speed["step_seconds"])
         self._throughput.restart()
+
+    def saved(self, report: SaveReport) -> None:
+        """A save has ended: where the run may be continued from, or why not."""
+        if report.error:
+            stops = self._plan.recipe.checkpoint.on_error == "stop"
+            self.say(f"error: {report.error}; {'all ranks stop' if stops else 'the next save tries again'}")
+            return
+        self.say(
+            f"step {report.step}: saved {report.path} ({report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, "
+            f"training waited {report.stall_seconds:.2f} s)"
+        )
+        if self._metrics:
+            fields = asdict(report) | {"path": str(report.path.relative_to(self._plan.output))}
+            self._metrics.write("checkpoint", **{key: value for key, value in fields.items() if key != "error"})
+        if report.step < self._plan.total_steps:
+            self._draw_at_save(report.step)
+
+    def finished(self, step: int) -> None:
+        """Pictures and summary of a run that is done; a picture that fails does not spoil it."""
+        if not self._metrics:
+            return
+        events = read_metrics(self._plan.output)
+        self._draw_at_end(step, events)
+        self._metrics.write("end", step=step)
+        self.say("done\n\n" + self._summary(events) + "\n")
+        for picture in sorted((self._plan.output / "pictures").glob("*.png")):
+            print(f"picture: {picture}", flush=True)
+
+    def close(self) -> None:
+        if self._metrics:
+            self._metrics.close()
+
+    def _draw(self, draw: Callable[[], Path], name: str, step: int) -> None:
+        if self._metrics:
+            try:
+                self._metrics.picture(name, draw(), step)
+            except Exception as error:
+                self.say(f"{name}.png was not drawn: {type(error).__name__}: {error}")
+
+
+class PretrainingLogbook(Logbook):
+    """With a loss for each stage, freezes and pictures."""
+
+    _plan: RunPlan
+
+    def started(self, checkpoint: Checkpoint | None) -> None:
+        super().started(checkpoint)
+        if self._plan.recipe.freezing.rebatch:
+            self.say(describe_rebatching(self._plan.micro_batches, self._plan.ds))
 
     def freeze(self, step: int, report: FreezeReport) -> None:
         stage_blocks = self._plan.recipe.model.stage_blocks
@@ -112,43 +182,24 @@ class Logbook:
             self._metrics.write("freeze", **event)
         self._console.freeze(event, self._engine.resolved.accumulation)
 
-    def saved(self, report: SaveReport) -> None:
-        """A save has ended: where the run may be continued from, or why not."""
-        if report.error:
-            stops = self._plan.recipe.checkpoint.on_error == "stop"
-            self.say(f"error: {report.error}; {'all ranks stop' if stops else 'the next save tries again'}")
-            return
-        self.say(
-            f"step {report.step}: saved {report.path} ({report.bytes / 1e6:.1f} MB in {report.seconds:.1f} s, "
-            f"training waited {report.stall_seconds:.2f} s)"
-        )
-        if self._metrics:
-            fields = asdict(report) | {"path": str(report.path.relative_to(self._plan.output))}
-            self._metrics.write("checkpoint", **{key: value for key, value in fields.items() if key != "error"})
-        if self._plan.recipe.tracking.pictures == "checkpoint" and report.step < self._plan.total_steps:
-            with self._throughput.aside():
-                self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", report.step)
+    def _new_losses(self) -> StageLosses:
+        return StageLosses(len(self._plan.recipe.model.stage_blocks), self._device)
 
-    def finished(self, step: int) -> None:
-        """Pictures and summary of a run that is done; a picture that fails does not spoil it."""
-        if not self._metrics:
-            return
-        events = read_metrics(self._plan.output)
+    def _live_losses(self) -> list[int]:
+        return self._engine.model.live_stages
+
+    def _loss_fields(self, losses: list[float | None]) -> dict[str, Any]:
+        return {"loss": sum(value for value in losses if value is not None), "loss_stages": losses}
+
+    def _summary(self, events: list[dict[str, Any]]) -> str:
+        return summarise(events)
+
+    def _draw_at_save(self, step: int) -> None:
+        if self._plan.recipe.tracking.pictures == "checkpoint":
+            with self._throughput.aside():
+                self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", step)
+
+    def _draw_at_end(self, step: int, events: list[dict[str, Any]]) -> None:
         if self._plan.recipe.tracking.pictures != "never":
             self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", step)
             self._draw(lambda: draw_timeline_picture(self._plan, events), "freeze_timeline", step)
-        self._metrics.write("end", step=step)
-        self.say("done\n\n" + summarise(events) + "\n")
-        for picture in sorted((self._plan.output / "pictures").glob("*.png")):
-            print(f"picture: {picture}", flush=True)
-
-    def close(self) -> None:
-        if self._metrics:
-            self._metrics.close()
-
-    def _draw(self, draw: Callable[[], Path], name: str, step: int) -> None:
-        if self._metrics:
-            try:
-                self._metrics.picture(name, draw(), step)
-            except Exception as error:
-                self.say(f"{name}.png was not drawn: {type(error).__name__}: {error}")

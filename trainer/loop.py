@@ -1,12 +1,15 @@
-"""The training loop: `pretrain(plan, resume)` runs a plan to its end, or to a signal, and returns the exit code.
+"""The training loop: `run_training(plan, resume, …)` runs a plan to its end, or to a signal, and returns the exit code.
 
-A step is: freeze what is due, set the rates, run the micro-batches through the engine. Everything else here happens
-between steps: saving, and telling the `Logbook` what there is to tell.
+A step is: set the rates, run the micro-batches through the engine. Everything else here happens between steps: saving,
+and telling the `Logbook` what there is to tell. What is trained, and with which loss, is the business of a subclass:
+`trainer.pretraining` or `trainer.finetuning.training`.
 """
 
 import sys
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -18,20 +21,16 @@ from trainer.checkpoint.manifest import Manifest, directory_name
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.writer import SaveFailed, save_checkpoint
 from trainer.data.batches import MicroBatch
-from trainer.data.loader import make_loader
+from trainer.data.loader import Loader
 from trainer.device_feed import on_device
+from trainer.engine.ds_config import ResolvedDsConfig
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
-from trainer.freezing.controller import FreezeController
 from trainer.logbook import Logbook
-from trainer.model.compile import CompiledBlock, compile_block
-from trainer.model.flops import step_flops
-from trainer.model.localmim import LocalMIM
-from trainer.model.masking import mask_noise
 from trainer.numerics import BadSteps, farewell, write_report
-from trainer.plan import RunPlan
+from trainer.plan import AnyPlan
 from trainer.profiling import StepProfiler
-from trainer.ranks import from_rank_zero, on_every_rank
+from trainer.ranks import from_rank_zero
 from trainer.setup import choose_checkpoint, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
@@ -41,7 +40,7 @@ DONE, FAILED, STOPPED = 0, 1, 75  # exit codes; schedulers requeue a job that en
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pretrain(plan: RunPlan, resume: str) -> int:
+def run_training(plan: AnyPlan, resume: str, kind: "Callable[..., Training]") -> int:
     """Run on every rank. `resume`: auto, never or a path. Raises `BadInput` before any engine is built.
 
     The process group is left as it is when something raises: tearing it down might wait for ranks that wait for this
@@ -52,7 +51,7 @@ def pretrain(plan: RunPlan, resume: str) -> int:
     watchdog = Watchdog(hang_timeout, plan.output / "flight_recorder")
     try:
         # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
-        training = Training(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
+        training = kind(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
         code = training.run()
     except RuntimeError as error:  # a collective's, if another rank is gone
         lost = watchdog.lost_ranks()
@@ -65,12 +64,14 @@ def pretrain(plan: RunPlan, resume: str) -> int:
     return code
 
 
-class Training:
+class Training(ABC):
     """One run on this rank: model, engine, data and the position among the steps."""
+
+    logbook_kind: type[Logbook]
 
     def __init__(
         self,
-        plan: RunPlan,
+        plan: AnyPlan,
         device: torch.device,
         checkpoint: Checkpoint | None,
         watchdog: Watchdog,
@@ -79,13 +80,11 @@ class Training:
         recipe, ranks = plan.recipe, plan.ranks
         self.plan, self.device, self.watchdog = plan, device, watchdog
         self.step = checkpoint.manifest.step if checkpoint else 0
-        compiled = self._compile() if recipe.train.compile else None
+        self._prepare(checkpoint)
         prepare_output(plan, checkpoint)
         watchdog.at("building the model", self.step)
         torch.manual_seed(recipe.train.seed)
-        self.model = LocalMIM(recipe.model, checkpoint_activations=recipe.train.checkpoint_activations)
-        if compiled:
-            compiled.install(self.model)
+        self.model = self._new_model()
         self.shapes = {name: list(p.shape) for name, p in self.model.named_parameters()}
         self.archive = FrozenArchive()
         if checkpoint:
@@ -96,16 +95,13 @@ class Training:
             checkpoint.load_archive(self.archive, frozen, ranks.rank, ranks.world_size)
         watchdog.at("building the engine", self.step)
         resolved = plan.ds.with_micro_batch(plan.micro_batches.at(self.step))
-        self.engine = FreezingEngine(self.model, resolved, recipe.optimizer)
+        self.engine = self._new_engine(resolved)
         if checkpoint:
             checkpoint.load_engine(self.engine)
-        self.controller = FreezeController(plan.schedule, plan.micro_batches, self.engine, self.archive)
         watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
-        self.logbook = Logbook(plan, self.engine, self.throughput, device, self.step)
+        self.logbook = self.logbook_kind(plan, self.engine, self.throughput, device, self.step)
         self.logbook.started(checkpoint)
-        if compiled:
-            self.logbook.say(f"compiled the encoder's block in {compiled.seconds:.0f} s")
         train = recipe.train
         profiles = plan.output / "profile" / f"rank_{ranks.rank}"
         self.profiler = StepProfiler(
@@ -117,18 +113,39 @@ class Training:
         self.bad_steps = BadSteps(train.max_bad_steps)
         self.saves = BackgroundSaves(plan.checkpoints, recipe.checkpoint, self._ask_to_stop)
 
-    def _compile(self) -> CompiledBlock:
-        """First of all: a machine without a compiler is found out before anything is written or built. Collective."""
-        self.watchdog.at("compiling the block", self.step)
-        sizes, dtype = self.plan.micro_batches.from_step(self.step), PRECISIONS[self.plan.ds.precision]
-        config = self.plan.recipe.model
-        return on_every_rank(lambda: compile_block(config, micro_batches=sizes, device=self.device, dtype=dtype))
+    def _prepare(self, checkpoint: Checkpoint | None) -> None:  # noqa: B027 (not every kind of run has any)
+        """What may still be refused, before anything is written or built. Collective. Raises `BadInput`."""
+
+    def _new_model(self) -> Any:
+        """The model with the weights of a new run; those of a checkpoint take their place."""
+        return self.plan.new_model()
+
+    def _new_engine(self, resolved: ResolvedDsConfig) -> FreezingEngine:
+        return FreezingEngine(self.model, resolved, self.plan.recipe.optimizer)
+
+    @abstractmethod
+    def _new_loader(self, **settings: Any) -> Loader:
+        """The run's data. `settings`: those of every loader."""
+
+    def _before_step(self) -> None:
+        """Set what holds for the step to come, `self.step` (0 = the first). Collective."""
+        self.engine.set_learning_rates(self.plan.learning_rates(self.step))
+
+    @abstractmethod
+    def _losses(self, batch: MicroBatch, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """The loss to train on, and what is logged of it, fp32 [as many as the logbook expects], of the micro-batch
+        number `micro_step` of the step under way."""
+
+    @abstractmethod
+    def _image_flops(self) -> int:
+        """Matmul FLOPs of one image, forward and backward, in the step under way."""
+
+    def _after_step(self) -> None:  # noqa: B027 (not every kind of run has any)
+        """Between two steps, `self.step` of them done, before the log, the save and the stop. Collective."""
 
     def run(self) -> int:
         recipe, ranks = self.plan.recipe, self.plan.ranks
-        loader = make_loader(
-            self.plan.index,
-            recipe.data,
+        loader = self._new_loader(
             image_size=recipe.model.image_size,
             seed=recipe.train.seed,
             global_batch=recipe.train.global_batch,
@@ -172,6 +189,7 @@ class Training:
             self.watchdog.at("agreeing on a stop", self.step)
             if self._too_many_bad_steps():
                 return FAILED
+            self._after_step()
             at_end = self.step == self.plan.total_steps
             stop = self.stop_requests.wait() if at_end else self.stop_requests.agreed()
             save_due = save_due or (save_every > 0 and self.step % save_every == 0)
@@ -194,25 +212,20 @@ class Training:
         dist.destroy_process_group()
 
     def _train_step(self, micro_batches: Iterator[MicroBatch]) -> None:
-        if self.controller.is_due(self.step):
-            with self._phase("freeze"), self.throughput.aside():
-                self.logbook.freeze(self.step, self.controller.freeze(self.step))
-        self.controller.set_rates(self.step)
-        for _ in range(self.engine.resolved.accumulation):
+        self._before_step()
+        for micro_step in range(self.engine.resolved.accumulation):
             with self._phase("data"), self.throughput.waiting():
                 batch = next(micro_batches)
             with self._phase("forward"):
-                noise = mask_noise(batch.mask_keys, self.model.num_patches)
-                loss, stage_losses = self.engine.forward(batch.images, noise)
-            self.logbook.micro_batch(stage_losses, batch.substituted)
-            self.bad_steps.add(batch.keys, stage_losses)
+                loss, losses = self._losses(batch, micro_step)
+            self.logbook.micro_batch(losses, batch.substituted)
+            self.bad_steps.add(batch.keys, losses)
             with self._phase("backward"):
                 self.engine.backward(loss)
             with self._phase("update"):
                 self.engine.step()
         images_per_rank = self.plan.recipe.train.global_batch // self.plan.ranks.world_size
-        flops = step_flops(self.plan.recipe.model, self.model.frozen_units)
-        self.throughput.step_done(flops.total * images_per_rank)
+        self.throughput.step_done(self._image_flops() * images_per_rank)
         self.step += 1
 
     @contextmanager

@@ -1,9 +1,10 @@
 """Everything about a run that is known, and can be refused, before a process group or an engine exists."""
 
 import json
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.order import LaneOrder, Positions
@@ -13,15 +14,19 @@ from trainer.errors import BadInput
 from trainer.freezing.rebatch import micro_batch_by_frozen_units, micro_batches_of_run
 from trainer.freezing.schedule import FreezeSchedule
 from trainer.ranks import Ranks
-from trainer.recipe import Recipe
+from trainer.recipe import AnyRecipe, Recipe
+
+if TYPE_CHECKING:  # a run is planned before torch is imported
+    from trainer.model.localmim import LocalMIM
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    recipe: Recipe
+@dataclass(frozen=True, kw_only=True)
+class AnyPlan(ABC):
+    """What the training loop knows of a run, whatever it trains."""
+
+    recipe: AnyRecipe
     ds: ResolvedDsConfig
     index: DataSource
-    schedule: FreezeSchedule
     micro_batches: MicroBatches
     steps_per_epoch: int
     total_steps: int
@@ -31,6 +36,30 @@ class RunPlan:
     @property
     def checkpoints(self) -> Path:
         return self.output / "checkpoints"
+
+    @abstractmethod
+    def learning_rates(self, step: int) -> list[float | None]:
+        """Of each unit at a step (0 = the first); None where it is frozen."""
+
+    @abstractmethod
+    def new_model(self) -> Any:
+        """A `trainer.engine.groups.FreezableModel`, with weights as torch's random generator makes them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan(AnyPlan):
+    """A pre-training."""
+
+    recipe: Recipe
+    schedule: FreezeSchedule
+
+    def learning_rates(self, step: int) -> list[float | None]:
+        return self.schedule.learning_rates(step)
+
+    def new_model(self) -> "LocalMIM":
+        from trainer.model.localmim import LocalMIM
+
+        return LocalMIM(self.recipe.model, checkpoint_activations=self.recipe.train.checkpoint_activations)
 
 
 def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> RunPlan:
@@ -44,14 +73,33 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
     schedule = plan_schedule(recipe, positions.steps_per_epoch)
     micro_batches = plan_micro_batches(recipe, ds, ranks.world_size, schedule)
     return RunPlan(
-        recipe, ds, index, schedule, micro_batches, positions.steps_per_epoch, schedule.total_steps, output, ranks
+        recipe=recipe,
+        ds=ds,
+        index=index,
+        schedule=schedule,
+        micro_batches=micro_batches,
+        steps_per_epoch=positions.steps_per_epoch,
+        total_steps=schedule.total_steps,
+        output=output,
+        ranks=ranks,
     )
 
 
 def plan_engine(recipe: Recipe, ds_config: Path, world_size: int) -> ResolvedDsConfig:
     """The ds_config, complete and in agreement with the recipe. Raises `BadInput`."""
+    ds = resolve_for(recipe, ds_config, world_size)
+    if recipe.train.compile and ds.zero_stage == 3:
+        raise BadInput(
+            f"{ds_config}: zero_optimization.stage is 3 but the recipe's train.compile is true: ZeRO-3 gathers weights "
+            "in the middle of a block, and a compiled block has no middle; use stage 1 or 2, or set train.compile=false"
+        )
+    return ds
+
+
+def resolve_for(recipe: AnyRecipe, ds_config: Path, world_size: int) -> ResolvedDsConfig:
+    """The ds_config with what any recipe says of batches, precision and clipping. Raises `BadInput`."""
     train = recipe.train
-    ds = resolve_ds_config(
+    return resolve_ds_config(
         read_ds_config(ds_config),
         source=str(ds_config),
         world_size=world_size,
@@ -60,12 +108,6 @@ def plan_engine(recipe: Recipe, ds_config: Path, world_size: int) -> ResolvedDsC
         precision=train.precision,
         clip_grad=recipe.optimizer.clip_grad,
     )
-    if train.compile and ds.zero_stage == 3:
-        raise BadInput(
-            f"{ds_config}: zero_optimization.stage is 3 but the recipe's train.compile is true: ZeRO-3 gathers weights "
-            "in the middle of a block, and a compiled block has no middle; use stage 1 or 2, or set train.compile=false"
-        )
-    return ds
 
 
 def plan_schedule(recipe: Recipe, steps_per_epoch: int) -> FreezeSchedule:
@@ -74,19 +116,21 @@ def plan_schedule(recipe: Recipe, steps_per_epoch: int) -> FreezeSchedule:
         schedule = FreezeSchedule(
             recipe.freezing,
             depth=recipe.model.num_blocks,
-            total_steps=max(1, round(recipe.train.epochs * steps_per_epoch)),
+            total_steps=recipe.total_steps(steps_per_epoch),
             warmup_steps=round(recipe.optimizer.warmup_epochs * steps_per_epoch),
             lr=recipe.learning_rate,
             min_lr=recipe.optimizer.min_lr,
         )
     except ValueError as error:
         raise BadInput(f"recipe: {error}") from None
-    profile = recipe.train.profile
-    if profile and profile[-1] > schedule.total_steps:
-        raise BadInput(
-            f"train.profile: step {profile[-1]} lies beyond the run: name steps from 1 to {schedule.total_steps}"
-        )
+    require_steps_to_profile(recipe.train.profile, schedule.total_steps)
     return schedule
+
+
+def require_steps_to_profile(steps: list[int], total_steps: int) -> None:
+    """Raises `BadInput` for steps that the run will not have."""
+    if steps and steps[-1] > total_steps:
+        raise BadInput(f"train.profile: step {steps[-1]} lies beyond the run: name steps from 1 to {total_steps}")
 
 
 def plan_micro_batches(recipe: Recipe, ds: ResolvedDsConfig, world_size: int, schedule: FreezeSchedule) -> MicroBatches:

@@ -5,71 +5,30 @@ mistake into one line that names the key and the mend.
 """
 
 import difflib
-import re
 import typing
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
 from trainer.engine.config import OptimizerConfig
 from trainer.errors import BadInput
 from trainer.freezing.config import FreezingConfig
-from trainer.model.config import ModelConfig
+from trainer.model.config import EncoderConfig, ModelConfig
+from trainer.run_config import RunConfig
 from trainer.section import Section
-from trainer.tracking.config import TrackingConfig
+from trainer.tracking.config import LogConfig, TrackingConfig
 
-_STEP_RANGE = re.compile(r"(\d+)(?:-(\d+))?")
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?")
-
-MOST_PROFILED_STEPS = 100
+FINETUNE = "finetune"
+"""The section by which a recipe for fine-tuning is told from one for pre-training."""
 
 
-def _seconds(value: Any) -> Any:
-    """``3h50m`` → 13800; what is no text stays as it is."""
-    if not isinstance(value, str):
-        return value
-    parts = _DURATION.fullmatch(value.replace(" ", ""))
-    if not value or parts is None:
-        raise ValueError(f"write a duration as 3h50m, 45m, 1d or a number of seconds, not {value!r}")
-    return float(sum(int(part or 0) * unit for part, unit in zip(parts.groups(), (86400, 3600, 60, 1), strict=True)))
-
-
-Seconds = Annotated[float, BeforeValidator(_seconds)]
-"""A duration in seconds, which a recipe may also write as 1d, 3h50m, 45m or 30s."""
-
-
-def _step_numbers(value: Any) -> list[int]:
-    """``100-103`` → [100, 101, 102, 103]; a number stands for itself, a list may hold both, nothing is no step."""
-    numbers: set[int] = set()
-    for part in value if isinstance(value, list) else [] if value is None else [value]:
-        found = _STEP_RANGE.fullmatch(str(part))
-        if found is None:
-            raise ValueError(f"write steps as 100, 100-103 or a list of both, not {part!r}")
-        steps = range(int(found[1]), int(found[2] or found[1]) + 1)
-        if not steps or steps[0] == 0:
-            raise ValueError(f"{part} holds no step: the first is 1, and 100-103 goes up")
-        numbers.update(steps[: MOST_PROFILED_STEPS + 1])
-    if len(numbers) > MOST_PROFILED_STEPS:
-        raise ValueError(f"name at most {MOST_PROFILED_STEPS} steps: no viewer opens a recording of more")
-    return sorted(numbers)
-
-
-Steps = Annotated[list[int], BeforeValidator(_step_numbers)]
-"""Numbers of steps from 1, which a recipe may also write as 100-103."""
-
-
-class TrainConfig(Section):
+class TrainConfig(RunConfig):
     epochs: float = Field(1600, gt=0, description="length of the run in passes over the data")
     global_batch: int = Field(2048, ge=1, description="images per optimizer step over all ranks and micro-batches")
-    micro_batch: int | None = Field(
-        None, ge=1, description="images per rank per forward; empty = as the ds_config says, else no accumulation"
-    )
-    precision: Literal["fp32", "bf16", "fp16"] | None = Field(None, description="empty = as the ds_config says")
-    seed: int = Field(0, ge=0, description="of the initial weights, the order of the data, the crops and the masks")
     compile: bool = Field(
         False,
         description="torch.compile the encoder's block at the start, in a minute or so; written for GPUs, where it has "
@@ -80,43 +39,24 @@ class TrainConfig(Section):
         description="keep only the input of each live encoder block for the backward pass and run the block again "
         "there: ViT-B then keeps 0.4 times the activations and takes about a fifth more time; results keep every bit",
     )
-    stop_after: Seconds | None = Field(
-        None,
-        gt=0,
-        description="save and leave with exit code 75 so long after the process started (3h50m, 45m, seconds): before "
-        "a scheduler's limit, with room for one step and one save; empty = no limit",
-    )
-    max_bad_steps: int = Field(
-        10,
-        ge=1,
-        description="steps in a row with a loss or gradient that is not finite, each of which is skipped, before the "
-        "run ends with exit code 1 and leaves a report in RUN/inspection",
-    )
-    hang_timeout: Seconds = Field(
-        1800,
-        ge=0,
-        description="when a rank has stood still for so long (30m, seconds), all tell where each of them is, and end "
-        "with exit code 1; must be longer than any pause that is no hang, a save to slow storage for instance; "
-        "0 = never",
-    )
-    profile: Steps = Field(
-        [],
-        description="steps (1 = the first) to record into RUN/profile, with torch's profiler and the memory over time: "
-        "a number, 100-103, or a list of both; empty = none",
-    )
 
 
-class Recipe(Section):
-    model: ModelConfig = ModelConfig()
-    freezing: FreezingConfig = FreezingConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    data: DataConfig = DataConfig()
-    train: TrainConfig = TrainConfig()
+class AnyRecipe(Section):
+    """The sections that every kind of run has."""
+
+    model: EncoderConfig
+    optimizer: OptimizerConfig
+    data: DataConfig
+    train: RunConfig
     checkpoint: CheckpointConfig = CheckpointConfig()
-    tracking: TrackingConfig = TrackingConfig()
+    tracking: LogConfig
+
+    @classmethod
+    def refuse_another_kind(cls, sections: dict[str, Any], source: str) -> None:
+        """Raises `BadInput` for a recipe that is meant for another command."""
 
     @model_validator(mode="after")
-    def _warmup_fits(self) -> "Recipe":
+    def _warmup_fits(self) -> Self:
         if self.optimizer.warmup_epochs >= self.train.epochs:
             raise ValueError(
                 f"optimizer.warmup_epochs ({self.optimizer.warmup_epochs:g}) must be below train.epochs "
@@ -129,8 +69,38 @@ class Recipe(Section):
         """Peak learning rate of this global batch."""
         return self.optimizer.peak_lr(self.train.global_batch)
 
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return max(1, round(self.train.epochs * steps_per_epoch))
+
+
+class Recipe(AnyRecipe):
+    """A pre-training."""
+
+    model: ModelConfig = ModelConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    freezing: FreezingConfig = FreezingConfig()
+
+    @classmethod
+    def refuse_another_kind(cls, sections: dict[str, Any], source: str) -> None:
+        if FINETUNE in sections:
+            raise BadInput(
+                f"{source}: has a section {FINETUNE}, so it is a recipe for launch/finetune.py: give that command, or "
+                "a recipe for pre-training"
+            )
+
+
+R = TypeVar("R", bound=AnyRecipe)
+
 
 def load_recipe(name: str, overrides: list[str], shipped: Path) -> Recipe:
+    """`load_kind` for pre-training."""
+    return load_kind(Recipe, name, overrides, shipped)
+
+
+def load_kind(kind: type[R], name: str, overrides: list[str], shipped: Path) -> R:
     """Read a recipe by shipped name or file path and apply ``section.key=value`` overrides.
 
     Raises `BadInput` for a missing file, bad YAML, an unknown key (with the nearest valid one) or a bad value."""
@@ -148,16 +118,23 @@ def load_recipe(name: str, overrides: list[str], shipped: Path) -> Recipe:
         raise BadInput(f"recipe {path}: cannot be read ({error.strerror}): give another file, or mend that") from None
     if not isinstance(tree, dict):
         raise BadInput(f"recipe {path}: must be a mapping of sections (model:, train:, …)")
+    kind.refuse_another_kind(tree, f"recipe {path}")  # before an override makes a section
     for override in overrides:
         _apply(tree, override)
-    return parse_recipe(tree, source=f"recipe {path}")
+    return parse_kind(kind, tree, f"recipe {path}")
 
 
 def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
+    """`parse_kind` for pre-training."""
+    return parse_kind(Recipe, tree, source)
+
+
+def parse_kind(kind: type[R], tree: dict[str, Any], source: str) -> R:
     """Validate a nested dict. Raises `BadInput`, one line, first mistake first."""
-    _refuse_unknown_keys(tree, Recipe, source)
+    kind.refuse_another_kind(tree, source)
+    _refuse_unknown_keys(tree, kind, source)
     try:
-        return Recipe.model_validate(tree)
+        return kind.model_validate(tree)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
@@ -169,25 +146,25 @@ def parse_recipe(tree: dict[str, Any], source: str) -> Recipe:
         ) from None
 
 
-def dump_recipe(recipe: Recipe) -> str:
+def dump_recipe(recipe: AnyRecipe) -> str:
     """The whole recipe as YAML, defaults included: what RUN/recipe.yaml holds and `load_recipe` reads back."""
     return yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def describe_recipe() -> str:
+def describe_recipe(kind: type[AnyRecipe] = Recipe) -> str:
     """Every key with its type, default and meaning, for `--help-recipe`."""
     lines = []
-    for section, info in Recipe.model_fields.items():
+    for section, info in kind.model_fields.items():
         lines.append(f"{section}:")
         for key, field in _section_class(info.annotation).model_fields.items():
-            kind = getattr(field.annotation, "__name__", None) if not typing.get_args(field.annotation) else None
-            kind = kind or str(field.annotation).replace("typing.", "").replace("NoneType", "None")
-            lines.append(f"  {key}: {field.get_default()!r}  [{kind}]")
+            of = getattr(field.annotation, "__name__", None) if not typing.get_args(field.annotation) else None
+            of = of or str(field.annotation).replace("typing.", "").replace("NoneType", "None")
+            lines.append(f"  {key}: {field.get_default()!r}  [{of}]")
             lines.append(f"      {field.description}")
     return "\n".join(lines)
 
 
-def differing_keys(then: Recipe, now: Recipe) -> dict[str, tuple[Any, Any]]:
+def differing_keys(then: AnyRecipe, now: AnyRecipe) -> dict[str, tuple[Any, Any]]:
     """``section.key`` → (then, now) wherever two recipes differ."""
     a, b = then.model_dump(mode="json"), now.model_dump(mode="json")
     return {f"{s}.{k}": (a[s][k], b[s][k]) for s in a for k in a[s] if a[s][k] != b[s][k]}

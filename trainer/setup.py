@@ -24,10 +24,9 @@ from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
 from trainer.files import write_text
-from trainer.model.localmim import LocalMIM
-from trainer.plan import RunPlan
+from trainer.plan import AnyPlan
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
-from trainer.recipe import differing_keys, dump_recipe, parse_recipe
+from trainer.recipe import differing_keys, dump_recipe, parse_kind
 from trainer.tracking.console import Console
 from trainer.watchdog import keep_flight_recorder
 
@@ -90,7 +89,7 @@ def start_process_group(ranks: Ranks, timeout: timedelta) -> torch.device:
     return device
 
 
-def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
+def choose_checkpoint(plan: AnyPlan, resume: str) -> Checkpoint | None:
     """The checkpoint to continue from, the same on every rank; None = start anew. Changes nothing on disk.
 
     Raises `BadInput` if it is not of this recipe, these shards and this model."""
@@ -108,8 +107,8 @@ def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
     return checkpoint
 
 
-def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
-    then = parse_recipe(manifest.recipe, source=f"{path}/manifest.json")
+def _refuse_another_run(plan: AnyPlan, manifest: Manifest, path: Path) -> None:
+    then = parse_kind(type(plan.recipe), manifest.recipe, f"{path}/manifest.json")
     for key, (before, now) in differing_keys(then, plan.recipe).items():
         if key not in FREE_TO_CHANGE:
             raise BadInput(
@@ -123,10 +122,10 @@ def _refuse_another_run(plan: RunPlan, manifest: Manifest, path: Path) -> None:
         )
 
 
-def _refuse_another_model(plan: RunPlan, checkpoint: Checkpoint) -> None:
+def _refuse_another_model(plan: AnyPlan, checkpoint: Checkpoint) -> None:
     """The same recipe may make other shapes in another version of the program. Takes no memory for the weights."""
     with torch.device("meta"):
-        model = LocalMIM(plan.recipe.model)
+        model = plan.new_model()
     checkpoint.require_fits(model)
     try:
         model.freeze_prefix(checkpoint.manifest.frozen_units)
@@ -134,7 +133,7 @@ def _refuse_another_model(plan: RunPlan, checkpoint: Checkpoint) -> None:
         raise BadInput(f"{checkpoint.directory}: {error}; give another checkpoint") from None
 
 
-def prepare_output(plan: RunPlan, checkpoint: Checkpoint | None) -> None:
+def prepare_output(plan: AnyPlan, checkpoint: Checkpoint | None) -> None:
     """The run directory as the first step needs it, on disk and seen by all ranks. Collective.
 
     Comes after everything that can be refused by reading. Raises `BadInput` on every rank where DeepSpeed refuses the
@@ -166,7 +165,7 @@ def require_shared(output: Path, folder: Path) -> None:
             )
 
 
-def write_run_files(plan: RunPlan, step: int | None) -> None:
+def write_run_files(plan: AnyPlan, step: int | None) -> None:
     """RUN/recipe.yaml, ds_config.json and environment.json, as resolved, and its folders, to go on from `step`.
 
     Raises OSError."""
@@ -179,7 +178,7 @@ def write_run_files(plan: RunPlan, step: int | None) -> None:
     write_text(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
 
 
-def _set_aside_beyond(plan: RunPlan, step: int) -> None:
+def _set_aside_beyond(plan: AnyPlan, step: int) -> None:
     """Rename what lies beyond the chosen checkpoint, damaged or of a future given up by `--resume PATH`.
 
     The run is about to write those steps anew, and neither pruning nor the next `--resume auto` may mix the two up."""
@@ -207,7 +206,7 @@ def _require_deepspeed_accepts(config: dict) -> None:
         raise BadInput(f"ds_config: DeepSpeed refuses it ({why}): mend that key") from None
 
 
-def _environment(plan: RunPlan) -> dict:
+def _environment(plan: AnyPlan) -> dict:
     """Enough to tell two runs apart. No environment variables: they may hold secrets, as URLs may."""
     accelerator = get_accelerator()
     return {

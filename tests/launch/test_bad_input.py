@@ -54,9 +54,9 @@ def without_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
     """No variables of a launcher, and nothing to train with: what is not refused fails the test."""
     for name in filter(LAUNCHER_MADE.match, list(os.environ)):
         monkeypatch.delenv(name)
-    loop = ModuleType("trainer.loop")
+    loop = ModuleType("trainer.pretraining")
     loop.pretrain = lambda *_: pytest.fail("nothing was refused")
-    monkeypatch.setitem(sys.modules, "trainer.loop", loop)
+    monkeypatch.setitem(sys.modules, "trainer.pretraining", loop)
 
 
 def refusal(arguments: list[str], environment: dict[str, str]) -> tuple[int, str, bool]:

@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from tests.launch.small_recipe import small_recipe
-from trainer.loop import Training
 from trainer.plan import RunPlan, plan_run
+from trainer.pretraining import Pretraining
 from trainer.ranks import Ranks
 from trainer.recipe import parse_recipe
 from trainer.stopping import SIGNALS, StopSignals
@@ -29,11 +29,11 @@ def small_plan(shards: Path, output: Path, ds_config: dict[str, Any], **changes:
 
 
 @contextmanager
-def small_training(plan: RunPlan) -> Iterator[Training]:
+def small_training(plan: RunPlan) -> Iterator[Pretraining]:
     """A training that has not begun. Call its `run` in here, on a rank of a pool."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     watchdog = Watchdog(0, plan.output / "flight_recorder")
-    training = Training(plan, torch.device("cpu"), None, watchdog, StopSignals())
+    training = Pretraining(plan, torch.device("cpu"), None, watchdog, StopSignals())
     try:
         yield training
     finally:

@@ -30,12 +30,8 @@ VIT_SIZES = {
 SCALES = (4.0, 2.0, 1.0, 0.5)
 
 
-class ModelConfig(Section):
-    """LocalMIM (arXiv 2303.05251) for a ViT.
-
-    A *stage* reads the output of one encoder block and predicts HOG cells at one *scale*, the number of cells per patch
-    along one side; a cell (the HOG window) is therefore ``patch_size / scale`` pixels wide.
-    """
+class EncoderConfig(Section):
+    """The shape of a ViT and of its images."""
 
     size: Literal["tiny", "small", "base", "large", "huge"] = Field(
         default="base",
@@ -48,19 +44,6 @@ class ModelConfig(Section):
     num_heads: int | None = Field(default=None, gt=0, description="Encoder attention heads; the size's own when null.")
     mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of the encoder's MLPs over embed_dim.")
     norm_eps: float = Field(default=1e-6, gt=0, description="Epsilon of every LayerNorm.")
-    mask_ratio: float = Field(default=0.75, gt=0, lt=1, description="Fraction of the patches hidden from the encoder.")
-    stages: list[int] | None = Field(
-        default=None,
-        description="Decoded blocks, from 0, rising; [1, 3, depth-3, depth-1] when null.",
-    )
-    scales: list[float] | None = Field(
-        default=None, description="Cells per patch side for each stage: 4, 2, 1 or 0.5; [4, 2, 1, 0.5] when null."
-    )
-    hog_bins: int = Field(default=9, gt=1, description="Orientation bins over 180 degrees, per colour channel.")
-    decoder_dim: int = Field(default=256, gt=0, description="Width of the stages' decoders.")
-    decoder_depth: int = Field(default=1, gt=0, description="Transformer blocks in each decoder.")
-    decoder_heads: int = Field(default=8, gt=0, description="Attention heads of the decoders.")
-    decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of their MLPs over decoder_dim.")
 
     @property
     def width(self) -> int:
@@ -76,6 +59,48 @@ class ModelConfig(Section):
     def heads(self) -> int:
         """Attention heads of the encoder."""
         return self.num_heads or VIT_SIZES[self.size].heads
+
+    @property
+    def grid_size(self) -> int:
+        """Patches along one side of the image."""
+        return self.image_size // self.patch_size
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image, L."""
+        return self.grid_size**2
+
+    @model_validator(mode="after")
+    def _refuse_another_shape(self) -> Self:
+        if self.image_size % self.patch_size:
+            raise ValueError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
+                f"take {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
+            )
+        _check_attention("encoder", "embed_dim", self.width, "num_heads", self.heads)
+        return self
+
+
+class ModelConfig(EncoderConfig):
+    """LocalMIM (arXiv 2303.05251) for a ViT.
+
+    A *stage* reads the output of one encoder block and predicts HOG cells at one *scale*, the number of cells per patch
+    along one side; a cell (the HOG window) is therefore ``patch_size / scale`` pixels wide.
+    """
+
+    mask_ratio: float = Field(default=0.75, gt=0, lt=1, description="Fraction of the patches hidden from the encoder.")
+    stages: list[int] | None = Field(
+        default=None,
+        description="Decoded blocks, from 0, rising; [1, 3, depth-3, depth-1] when null.",
+    )
+    scales: list[float] | None = Field(
+        default=None, description="Cells per patch side for each stage: 4, 2, 1 or 0.5; [4, 2, 1, 0.5] when null."
+    )
+    hog_bins: int = Field(default=9, gt=1, description="Orientation bins over 180 degrees, per colour channel.")
+    decoder_dim: int = Field(default=256, gt=0, description="Width of the stages' decoders.")
+    decoder_depth: int = Field(default=1, gt=0, description="Transformer blocks in each decoder.")
+    decoder_heads: int = Field(default=8, gt=0, description="Attention heads of the decoders.")
+    decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of their MLPs over decoder_dim.")
 
     @property
     def num_units(self) -> int:
@@ -98,35 +123,19 @@ class ModelConfig(Section):
         return [int(self.patch_size / scale) for scale in self.stage_scales]
 
     @property
-    def grid_size(self) -> int:
-        """Patches along one side of the image."""
-        return self.image_size // self.patch_size
-
-    @property
-    def num_patches(self) -> int:
-        """Patches of one image, L."""
-        return self.grid_size**2
-
-    @property
     def num_kept(self) -> int:
         """Patches that the encoder sees."""
         return int(self.num_patches * (1 - self.mask_ratio))
 
     @model_validator(mode="after")
     def _refuse_nonsense(self) -> Self:
-        self._check_patches()
-        _check_attention("encoder", "embed_dim", self.width, "num_heads", self.heads)
+        self._check_mask()
         _check_attention("decoder", "decoder_dim", self.decoder_dim, "decoder_heads", self.decoder_heads)
         self._check_stages()
         self._check_scales()
         return self
 
-    def _check_patches(self) -> None:
-        if self.image_size % self.patch_size:
-            raise ValueError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}: "
-                f"take {self.image_size // self.patch_size * self.patch_size or self.patch_size}"
-            )
+    def _check_mask(self) -> None:
         if not 1 <= self.num_kept < self.num_patches:
             raise ValueError(
                 f"mask_ratio {self.mask_ratio} keeps {self.num_kept} of {self.num_patches} patches: "

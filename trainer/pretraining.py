@@ -1,0 +1,83 @@
+"""Pre-training: `pretrain(plan, resume)` runs a plan to its end, or to a signal, and returns the exit code.
+
+The loop of `trainer.loop` with the LocalMIM loss, in whose steps units freeze.
+"""
+
+from typing import Any
+
+import torch
+
+from trainer.checkpoint.reader import Checkpoint
+from trainer.data.batches import MicroBatch
+from trainer.data.loader import Loader, make_loader
+from trainer.freezing.controller import FreezeController
+from trainer.logbook import PretrainingLogbook
+from trainer.loop import PRECISIONS, Training, run_training
+from trainer.model.compile import CompiledBlock, compile_block
+from trainer.model.flops import step_flops
+from trainer.model.localmim import LocalMIM
+from trainer.model.masking import mask_noise
+from trainer.plan import RunPlan
+from trainer.ranks import on_every_rank
+from trainer.stopping import StopSignals
+from trainer.watchdog import Watchdog
+
+
+def pretrain(plan: RunPlan, resume: str) -> int:
+    """Run on every rank. `resume`: auto, never or a path. Raises `BadInput` before any engine is built."""
+    return run_training(plan, resume, Pretraining)
+
+
+class Pretraining(Training):
+    """A LocalMIM run through every freeze."""
+
+    plan: RunPlan
+    logbook: PretrainingLogbook
+    logbook_kind = PretrainingLogbook
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        device: torch.device,
+        checkpoint: Checkpoint | None,
+        watchdog: Watchdog,
+        signals: StopSignals,
+    ):
+        self._compiled: CompiledBlock | None = None
+        super().__init__(plan, device, checkpoint, watchdog, signals)
+        self.controller = FreezeController(plan.schedule, plan.micro_batches, self.engine, self.archive)
+        if self._compiled:
+            self.logbook.say(f"compiled the encoder's block in {self._compiled.seconds:.0f} s")
+
+    def _prepare(self, checkpoint: Checkpoint | None) -> None:
+        """A machine without a compiler is found out before anything is written or built."""
+        config = self.plan.recipe.model
+        if not self.plan.recipe.train.compile:
+            return
+        self.watchdog.at("compiling the block", self.step)
+        sizes, dtype = self.plan.micro_batches.from_step(self.step), PRECISIONS[self.plan.ds.precision]
+        self._compiled = on_every_rank(
+            lambda: compile_block(config, micro_batches=sizes, device=self.device, dtype=dtype)
+        )
+
+    def _new_model(self) -> LocalMIM:
+        model = self.plan.new_model()
+        if self._compiled:
+            self._compiled.install(model)
+        return model
+
+    def _new_loader(self, **settings: Any) -> Loader:
+        return make_loader(self.plan.index, self.plan.recipe.data, **settings)
+
+    def _before_step(self) -> None:
+        if self.controller.is_due(self.step):
+            with self._phase("freeze"), self.throughput.aside():
+                self.logbook.freeze(self.step, self.controller.freeze(self.step))
+        self.controller.set_rates(self.step)
+
+    def _losses(self, batch: MicroBatch, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        noise = mask_noise(batch.mask_keys, self.model.num_patches)
+        return self.engine.forward(batch.images, noise)
+
+    def _image_flops(self) -> int:
+        return step_flops(self.plan.recipe.model, self.model.frozen_units).total
