@@ -14,6 +14,7 @@ from trainer.album import draw_reconstruction_picture, draw_timeline_picture
 from trainer.checkpoint.background import SaveReport
 from trainer.checkpoint.reader import Checkpoint
 from trainer.engine.engine import FreezeReport, FreezingEngine
+from trainer.freezing.controller import FreezePolicy
 from trainer.freezing.rebatch import describe_rebatching
 from trainer.plan import RunPlan
 from trainer.tracking.console import Console
@@ -28,11 +29,18 @@ class Logbook:
     """One per rank. Between two log lines it gathers without waiting for the device."""
 
     def __init__(
-        self, plan: RunPlan, engine: FreezingEngine, throughput: Throughput, device: torch.device, start_step: int
+        self,
+        plan: RunPlan,
+        engine: FreezingEngine,
+        policy: FreezePolicy,
+        throughput: Throughput,
+        device: torch.device,
+        start_step: int,
     ):
         """Opens RUN/metrics.jsonl to go on after `start_step` steps. `throughput`: read and restarted by each log line;
         the loop feeds it."""
-        self._plan, self._engine, self._throughput, self._device = plan, engine, throughput, device
+        self._plan, self._engine, self._policy = plan, engine, policy
+        self._throughput, self._device = throughput, device
         self._console = Console(plan.ranks.rank)
         self.say = self._console.say
         self._metrics = None
@@ -58,6 +66,12 @@ class Logbook:
             f"{plan.steps_per_epoch} steps an epoch of {plan.index.num_samples} images; ZeRO-{plan.ds.zero_stage} "
             f"{plan.ds.precision}; GEMM {self._throughput.gemm_rate / 1e9:.0f} GFLOP/s per rank"
         )
+        initial_units = plan.recipe.freezing.initial_units
+        if initial_units and not checkpoint:
+            self.say(
+                f"freezing.initial_units: {initial_units} units start frozen, and as no trained weights were given, "
+                "they stay as they were drawn at random"
+            )
         if plan.recipe.freezing.rebatch:
             self.say(describe_rebatching(plan.micro_batches, plan.ds))
 
@@ -77,9 +91,9 @@ class Logbook:
             "step": step,
             "epoch": step / plan.steps_per_epoch,
             "samples": step * global_batch,
-            "loss": sum(value for value in stages if value is not None),
+            "loss": self._loss(stages, step - 1),
             "loss_stages": stages,
-            "lr": plan.schedule.learning_rates(step - 1),
+            "lr": self._policy.learning_rates(step - 1),
             "frozen_units": model.frozen_units,
             "trainable_parameters": self._engine.trainable_parameters,
             "images_per_second": global_batch / speed["step_seconds"],
@@ -95,6 +109,16 @@ class Logbook:
             self._metrics.write("step", **event)
         self._console.step(event, plan.total_steps, (plan.total_steps - step) * speed["step_seconds"])
         self._throughput.restart()
+
+    def _loss(self, stages: list[float | None], step: int) -> float:
+        """The sum of the live stages' losses, with the weights that they had at `step`."""
+        weights = self._plan.stage_weights_at(step) or [1.0] * len(stages)
+        return sum(weight * value for weight, value in zip(weights, stages, strict=True) if value is not None)
+
+    def probe(self, step: int, plasticity: list[float | None], seconds: float) -> None:
+        """plasticity: by unit, relative to the most that it was; None where frozen or not known yet."""
+        if self._metrics:
+            self._metrics.write("probe", step=step, plasticity=plasticity, seconds=seconds)
 
     def freeze(self, step: int, report: FreezeReport) -> None:
         stage_blocks = self._plan.recipe.model.stage_blocks

@@ -5,6 +5,7 @@ between steps: saving, and telling the `Logbook` what there is to tell.
 """
 
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,7 +23,7 @@ from trainer.data.loader import make_loader
 from trainer.device_feed import on_device
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
-from trainer.freezing.controller import FreezeController
+from trainer.freezing.start import make_controller
 from trainer.logbook import Logbook
 from trainer.model.compile import CompiledBlock, compile_block
 from trainer.model.flops import step_flops
@@ -92,17 +93,21 @@ class Training:
             checkpoint.load_weights(self.model)
             if checkpoint.manifest.frozen_units:
                 self.model.freeze_prefix(checkpoint.manifest.frozen_units)
-            frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
-            checkpoint.load_archive(self.archive, frozen, ranks.rank, ranks.world_size)
+            checkpoint.load_archive(self.archive, self._frozen_names(), ranks.rank, ranks.world_size)
+        elif recipe.freezing.initial_units:
+            self.model.freeze_prefix(recipe.freezing.initial_units)
+            self.archive.keep_initial(self.model, self._frozen_names(), ranks.rank, ranks.world_size)
         watchdog.at("building the engine", self.step)
         resolved = plan.ds.with_micro_batch(plan.micro_batches.at(self.step))
         self.engine = FreezingEngine(self.model, resolved, recipe.optimizer)
         if checkpoint:
             checkpoint.load_engine(self.engine)
-        self.controller = FreezeController(plan.schedule, plan.micro_batches, self.engine, self.archive)
+        self.controller = make_controller(plan, self.engine, self.archive, device, PRECISIONS[plan.ds.precision])
+        if checkpoint:
+            self.controller.load(checkpoint.manifest.freezing, checkpoint.reference())
         watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
-        self.logbook = Logbook(plan, self.engine, self.throughput, device, self.step)
+        self.logbook = Logbook(plan, self.engine, self.controller.policy, self.throughput, device, self.step)
         self.logbook.started(checkpoint)
         if compiled:
             self.logbook.say(f"compiled the encoder's block in {compiled.seconds:.0f} s")
@@ -193,17 +198,26 @@ class Training:
         self.logbook.close()
         dist.destroy_process_group()
 
+    def _frozen_names(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+
     def _train_step(self, micro_batches: Iterator[MicroBatch]) -> None:
+        if self.controller.is_probed(self.step):
+            with self._phase("probe"), self.throughput.aside():
+                started = time.perf_counter()
+                plasticity = self.controller.measure(self.step)
+                self.logbook.probe(self.step, plasticity, time.perf_counter() - started)
         if self.controller.is_due(self.step):
             with self._phase("freeze"), self.throughput.aside():
                 self.logbook.freeze(self.step, self.controller.freeze(self.step))
         self.controller.set_rates(self.step)
+        weights = self.plan.stage_weights_at(self.step)
         for _ in range(self.engine.resolved.accumulation):
             with self._phase("data"), self.throughput.waiting():
                 batch = next(micro_batches)
             with self._phase("forward"):
                 noise = mask_noise(batch.mask_keys, self.model.num_patches)
-                loss, stage_losses = self.engine.forward(batch.images, noise)
+                loss, stage_losses = self.engine.forward(batch.images, noise, weights)
             self.logbook.micro_batch(stage_losses, batch.substituted)
             self.bad_steps.add(batch.keys, stage_losses)
             with self._phase("backward"):
@@ -236,7 +250,14 @@ class Training:
         self.logbook.say(f"error: {farewell(report, path)}")
         try:
             from_rank_zero(lambda: write_report(path, report))  # first: it is small, should the disk be full
-            save_checkpoint(root, self._manifest(), self.engine, self.archive, CheckpointConfig(keep_every=1))
+            save_checkpoint(
+                root,
+                self._manifest(),
+                self.engine,
+                self.archive,
+                CheckpointConfig(keep_every=1),
+                self.controller.reference,
+            )
         except (OSError, SaveFailed) as error:  # on all ranks alike
             self.logbook.say(f"error: {root} is not complete: {error}")
         return True
@@ -253,11 +274,13 @@ class Training:
             engine=self.engine.resume_state(),
             shapes=self.shapes,
             files={},
+            freezing=self.controller.state(),
+            reference={name: list(values.shape) for name, values in self.controller.reference.items()},
         )
 
     def _save(self) -> None:
         with self.throughput.aside():
-            self.saves.save(self._manifest(), self.engine, self.archive)
+            self.saves.save(self._manifest(), self.engine, self.archive, self.controller.reference)
 
     def _tell_saves(self) -> None:
         """Tell of the saves that have ended since the last call."""

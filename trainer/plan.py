@@ -32,6 +32,10 @@ class RunPlan:
     def checkpoints(self) -> Path:
         return self.output / "checkpoints"
 
+    def stage_weights_at(self, step: int) -> list[float] | None:
+        """Weight of each stage's loss at a step, 0 being the first; None where all are 1 throughout."""
+        return self.recipe.model.stage_weights_at(step / max(1, self.total_steps - 1))
+
 
 def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> RunPlan:
     """Check recipe, ds_config, data and world size against each other. Raises `BadInput`; touches no device."""
@@ -98,6 +102,7 @@ def plan_micro_batches(recipe: Recipe, ds: ResolvedDsConfig, world_size: int, sc
         ds,
         world_size,
         recipe.freezing.memory_budget,
+        initial_units=recipe.freezing.initial_units,
         checkpoint_activations=recipe.train.checkpoint_activations,
     )
     return micro_batches_of_run(sizes, schedule)

@@ -74,7 +74,7 @@ def _stage(config: ModelConfig, scale: float, precision: Precision) -> _Saved:
     block = _block(1 + patches, dim, config.decoder_heads, config.decoder_mlp_ratio, precision)
     final_norm = (1 + 2 * patches) * dim * size + patches * _STATISTICS  # its input with the class token, its output
     cells = int(patches * scale**2)
-    loss = cells * (3 * config.hog_bins + 1) * _FLOAT32  # the difference to the target, and each cell's weight
+    loss = cells * (config.cell_values + 1) * _FLOAT32  # the difference to the target, and each cell's weight
     resize = _resize(patches, dim, scale, size)
     return _Saved(
         normed + embedded + config.decoder_depth * block + final_norm + resize.per_image + loss,
@@ -116,7 +116,7 @@ def working_bytes(
     )
     size, channels = ELEMENT_BYTES[precision], 3 * config.image_size**2
     errors = [
-        int(config.num_patches * scale**2) * 3 * config.hog_bins * _FLOAT32
+        int(config.num_patches * scale**2) * config.cell_values * _FLOAT32
         for block, scale in zip(config.stage_blocks, config.stage_scales, strict=True)
         if block >= frozen_units - 1
     ]
