@@ -8,7 +8,7 @@ from trainer.data.order import LaneOrder, Positions
 from trainer.engine.ds_config import ZERO_DEFAULTS, ResolvedDsConfig
 from trainer.freezing.schedule import FreezeSchedule, predicted_saving
 from trainer.model.flops import step_flops
-from trainer.planning.memory import StepMemory, accumulates_in, optimizer_bytes, step_memory
+from trainer.planning.memory import StepMemory, accumulates_in, optimizer_bytes, reference_bytes, step_memory
 from trainer.planning.parameter_use import planned_use
 from trainer.planning.report import DataFit, Phase, Plan, StageNeeds
 from trainer.planning.traffic import step_traffic
@@ -33,7 +33,7 @@ class SettledRun:
 
 def plan_on_paper(run: SettledRun, *, memory_budget: int | None) -> Plan:
     """The plan of a run. `memory_budget`: bytes of device memory per rank to fill, None to leave that question out."""
-    config, schedule = run.recipe.model, run.schedule
+    config, freezing, schedule = run.recipe.model, run.recipe.freezing, run.schedule
     planner = _Planner(run, memory_budget)
     starts = sorted({0, *(step for step in schedule.freeze_steps() if step is not None)})
     phases = [
@@ -52,7 +52,8 @@ def plan_on_paper(run: SettledRun, *, memory_budget: int | None) -> Plan:
         parameters=sum(planned_use(config, 0).sizes.values()),
         units=config.num_units,
         total_steps=schedule.total_steps,
-        freezes_by_measurement=run.recipe.freezing.how == "plasticity",
+        freezes_by_measurement=freezing.how == "plasticity",
+        reference_bytes=reference_bytes(config, freezing.probe_images) if freezing.how == "plasticity" else 0,
         flops_saving=predicted_saving(schedule, config),
         traffic_saving=1 - sent / sent_without_freezing if sent_without_freezing else 0.0,
         data=_data_fit(run),
