@@ -4,14 +4,12 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
+from trainer.data.chosen import evenly_chosen
 from trainer.data.evaluation import centre_view
-from trainer.data.pipe import PipeSource
-from trainer.data.reader import parse_sample, read_samples
 from trainer.data.source import DataSource
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
@@ -45,11 +43,7 @@ def centre_crops(source: DataSource, count: int, size: int) -> torch.Tensor:
 
     From candidates all over the shards (of a pipe: its first), different classes first, and within them those with the
     most bytes: a flat sky compresses well and shows nothing."""
-    if isinstance(source, PipeSource):
-        samples = source.first_samples(8 * count)
-    else:
-        candidates = np.unique(np.linspace(0, source.num_samples - 1, 8 * count).astype(np.int64))
-        samples = [parse_sample(raw) for raw in read_samples(source, candidates)]
+    samples = evenly_chosen(source, 8 * count)
     samples.sort(key=lambda sample: len(sample.image), reverse=True)
     seen: Counter[int] = Counter()
     turn = []

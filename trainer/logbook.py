@@ -30,11 +30,18 @@ class Logbook(ABC):
     """One per rank. Between two log lines it gathers without waiting for the device."""
 
     def __init__(
-        self, plan: AnyPlan, engine: FreezingEngine, throughput: Throughput, device: torch.device, start_step: int
+        self,
+        plan: AnyPlan,
+        engine: FreezingEngine,
+        learning_rates: Callable[[int], list[float | None]],
+        throughput: Throughput,
+        device: torch.device,
+        start_step: int,
     ):
-        """Opens RUN/metrics.jsonl to go on after `start_step` steps. `throughput`: read and restarted by each log line;
-        the loop feeds it."""
-        self._plan, self._engine, self._throughput, self._device = plan, engine, throughput, device
+        """Opens RUN/metrics.jsonl to go on after `start_step` steps. `learning_rates`: of each unit at a step, 0 being
+        the first. `throughput`: read and restarted by each log line; the loop feeds it."""
+        self._plan, self._engine, self._learning_rates = plan, engine, learning_rates
+        self._throughput, self._device = throughput, device
         self._console = Console(plan.ranks.rank)
         self.say = self._console.say
         self._metrics = None
@@ -70,8 +77,8 @@ class Logbook(ABC):
         """Which of these losses a micro-batch has now."""
 
     @abstractmethod
-    def _loss_fields(self, losses: list[float | None]) -> dict[str, Any]:
-        """The losses of an interval as fields of the event: `loss` at least."""
+    def _loss_fields(self, losses: list[float | None], step: int) -> dict[str, Any]:
+        """The losses of an interval that ended with `step` (0 = the first) as fields of the event: `loss` at least."""
 
     @abstractmethod
     def _summary(self, events: list[dict[str, Any]]) -> str:
@@ -99,8 +106,8 @@ class Logbook(ABC):
             "step": step,
             "epoch": step / plan.steps_per_epoch,
             "samples": step * global_batch,
-            **self._loss_fields(losses),
-            "lr": plan.learning_rates(step - 1),
+            **self._loss_fields(losses, step - 1),
+            "lr": self._learning_rates(step - 1),
             "frozen_units": model.frozen_units,
             "trainable_parameters": self._engine.trainable_parameters,
             "images_per_second": global_batch / speed["step_seconds"],
@@ -163,8 +170,19 @@ class PretrainingLogbook(Logbook):
 
     def started(self, checkpoint: Checkpoint | None) -> None:
         super().started(checkpoint)
+        initial_units = self._plan.recipe.freezing.initial_units
+        if initial_units and not checkpoint:
+            self.say(
+                f"freezing.initial_units: {initial_units} units start frozen, and as no trained weights were given, "
+                "they stay as they were drawn at random"
+            )
         if self._plan.recipe.freezing.rebatch:
             self.say(describe_rebatching(self._plan.micro_batches, self._plan.ds))
+
+    def probe(self, step: int, plasticity: list[float | None], seconds: float) -> None:
+        """plasticity: by unit, relative to the most that it was; None where frozen or not known yet."""
+        if self._metrics:
+            self._metrics.write("probe", step=step, plasticity=plasticity, seconds=seconds)
 
     def freeze(self, step: int, report: FreezeReport) -> None:
         stage_blocks = self._plan.recipe.model.stage_blocks
@@ -188,8 +206,11 @@ class PretrainingLogbook(Logbook):
     def _live_losses(self) -> list[int]:
         return self._engine.model.live_stages
 
-    def _loss_fields(self, losses: list[float | None]) -> dict[str, Any]:
-        return {"loss": sum(value for value in losses if value is not None), "loss_stages": losses}
+    def _loss_fields(self, losses: list[float | None], step: int) -> dict[str, Any]:
+        """`loss` with the weights that the stages had at `step`, `loss_stages` without."""
+        weights = self._plan.stage_weights_at(step) or [1.0] * len(losses)
+        weighted = [weight * loss for weight, loss in zip(weights, losses, strict=True) if loss is not None]
+        return {"loss": sum(weighted), "loss_stages": losses}
 
     def _summary(self, events: list[dict[str, Any]]) -> str:
         return summarise(events)

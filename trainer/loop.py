@@ -91,16 +91,19 @@ class Training(ABC):
             checkpoint.load_weights(self.model)
             if checkpoint.manifest.frozen_units:
                 self.model.freeze_prefix(checkpoint.manifest.frozen_units)
-            frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
-            checkpoint.load_archive(self.archive, frozen, ranks.rank, ranks.world_size)
+            checkpoint.load_archive(self.archive, self._frozen_names(), ranks.rank, ranks.world_size)
+        elif initial_units := self._initially_frozen_units():
+            self.model.freeze_prefix(initial_units)
+            self.archive.keep_initial(self.model, self._frozen_names(), ranks.rank, ranks.world_size)
         watchdog.at("building the engine", self.step)
         resolved = plan.ds.with_micro_batch(plan.micro_batches.at(self.step))
         self.engine = self._new_engine(resolved)
         if checkpoint:
             checkpoint.load_engine(self.engine)
+        self._engine_ready(checkpoint)
         watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
-        self.logbook = self.logbook_kind(plan, self.engine, self.throughput, device, self.step)
+        self.logbook = self.logbook_kind(plan, self.engine, self._learning_rates, self.throughput, device, self.step)
         self.logbook.started(checkpoint)
         train = recipe.train
         profiles = plan.output / "profile" / f"rank_{ranks.rank}"
@@ -120,8 +123,19 @@ class Training(ABC):
         """The model with the weights of a new run; those of a checkpoint take their place."""
         return self.plan.new_model()
 
+    def _initially_frozen_units(self) -> int:
+        """How many units a new run starts with frozen."""
+        return 0
+
     def _new_engine(self, resolved: ResolvedDsConfig) -> FreezingEngine:
         return FreezingEngine(self.model, resolved, self.plan.recipe.optimizer)
+
+    def _engine_ready(self, checkpoint: Checkpoint | None) -> None:  # noqa: B027 (not every kind of run has any)
+        """Make what needs the engine, whose state is that of `checkpoint` where there is one. Collective."""
+
+    @abstractmethod
+    def _learning_rates(self, step: int) -> list[float | None]:
+        """Of each unit at a step (0 = the first); None where it is frozen."""
 
     @abstractmethod
     def _new_loader(self, **settings: Any) -> Loader:
@@ -129,12 +143,16 @@ class Training(ABC):
 
     def _before_step(self) -> None:
         """Set what holds for the step to come, `self.step` (0 = the first). Collective."""
-        self.engine.set_learning_rates(self.plan.learning_rates(self.step))
+        self.engine.set_learning_rates(self._learning_rates(self.step))
 
     @abstractmethod
     def _losses(self, batch: MicroBatch, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         """The loss to train on, and what is logged of it, fp32 [as many as the logbook expects], of the micro-batch
         number `micro_step` of the step under way."""
+
+    def _freezing_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        """What a policy that measures has been told, and this rank's part of what it compares with, for a save."""
+        return {}, {}
 
     @abstractmethod
     def _image_flops(self) -> int:
@@ -211,6 +229,9 @@ class Training(ABC):
         self.logbook.close()
         dist.destroy_process_group()
 
+    def _frozen_names(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if not parameter.requires_grad}
+
     def _train_step(self, micro_batches: Iterator[MicroBatch]) -> None:
         self._before_step()
         for micro_step in range(self.engine.resolved.accumulation):
@@ -249,12 +270,20 @@ class Training(ABC):
         self.logbook.say(f"error: {farewell(report, path)}")
         try:
             from_rank_zero(lambda: write_report(path, report))  # first: it is small, should the disk be full
-            save_checkpoint(root, self._manifest(), self.engine, self.archive, CheckpointConfig(keep_every=1))
+            save_checkpoint(
+                root,
+                self._manifest(),
+                self.engine,
+                self.archive,
+                CheckpointConfig(keep_every=1),
+                self._freezing_state()[1],
+            )
         except (OSError, SaveFailed) as error:  # on all ranks alike
             self.logbook.say(f"error: {root} is not complete: {error}")
         return True
 
     def _manifest(self) -> Manifest:
+        freezing, reference = self._freezing_state()
         return Manifest(
             step=self.step,
             frozen_units=self.model.frozen_units,
@@ -266,11 +295,13 @@ class Training(ABC):
             engine=self.engine.resume_state(),
             shapes=self.shapes,
             files={},
+            freezing=freezing,
+            reference={name: list(values.shape) for name, values in reference.items()},
         )
 
     def _save(self) -> None:
         with self.throughput.aside():
-            self.saves.save(self._manifest(), self.engine, self.archive)
+            self.saves.save(self._manifest(), self.engine, self.archive, self._freezing_state()[1])
 
     def _tell_saves(self) -> None:
         """Tell of the saves that have ended since the last call."""

@@ -38,10 +38,6 @@ class AnyPlan(ABC):
         return self.output / "checkpoints"
 
     @abstractmethod
-    def learning_rates(self, step: int) -> list[float | None]:
-        """Of each unit at a step (0 = the first); None where it is frozen."""
-
-    @abstractmethod
     def new_model(self) -> Any:
         """A `trainer.engine.groups.FreezableModel`, with weights as torch's random generator makes them."""
 
@@ -53,8 +49,9 @@ class RunPlan(AnyPlan):
     recipe: Recipe
     schedule: FreezeSchedule
 
-    def learning_rates(self, step: int) -> list[float | None]:
-        return self.schedule.learning_rates(step)
+    def stage_weights_at(self, step: int) -> list[float] | None:
+        """Weight of each stage's loss at a step, 0 being the first; None where all are 1 throughout."""
+        return self.recipe.model.stage_weights_at(step / max(1, self.total_steps - 1))
 
     def new_model(self) -> "LocalMIM":
         from trainer.model.localmim import LocalMIM
@@ -142,6 +139,7 @@ def plan_micro_batches(recipe: Recipe, ds: ResolvedDsConfig, world_size: int, sc
         ds,
         world_size,
         recipe.freezing.memory_budget,
+        initial_units=recipe.freezing.initial_units,
         checkpoint_activations=recipe.train.checkpoint_activations,
     )
     return micro_batches_of_run(sizes, schedule)

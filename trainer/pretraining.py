@@ -3,6 +3,7 @@
 The loop of `trainer.loop` with the LocalMIM loss, in whose steps units freeze.
 """
 
+import time
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ import torch
 from trainer.checkpoint.reader import Checkpoint
 from trainer.data.batches import MicroBatch
 from trainer.data.loader import Loader, make_loader
-from trainer.freezing.controller import FreezeController
+from trainer.freezing.start import make_controller
 from trainer.logbook import PretrainingLogbook
 from trainer.loop import PRECISIONS, Training, run_training
 from trainer.model.compile import CompiledBlock, compile_block
@@ -45,7 +46,6 @@ class Pretraining(Training):
     ):
         self._compiled: CompiledBlock | None = None
         super().__init__(plan, device, checkpoint, watchdog, signals)
-        self.controller = FreezeController(plan.schedule, plan.micro_batches, self.engine, self.archive)
         if self._compiled:
             self.logbook.say(f"compiled the encoder's block in {self._compiled.seconds:.0f} s")
 
@@ -69,7 +69,27 @@ class Pretraining(Training):
     def _new_loader(self, **settings: Any) -> Loader:
         return make_loader(self.plan.index, self.plan.recipe.data, **settings)
 
+    def _initially_frozen_units(self) -> int:
+        return self.plan.recipe.freezing.initial_units
+
+    def _engine_ready(self, checkpoint: Checkpoint | None) -> None:
+        dtype = PRECISIONS[self.plan.ds.precision]
+        self.controller = make_controller(self.plan, self.engine, self.archive, self.device, dtype)
+        if checkpoint:
+            self.controller.load(checkpoint.manifest.freezing, checkpoint.reference())
+
+    def _learning_rates(self, step: int) -> list[float | None]:
+        return self.controller.policy.learning_rates(step)
+
+    def _freezing_state(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+        return self.controller.state(), self.controller.reference
+
     def _before_step(self) -> None:
+        if self.controller.is_probed(self.step):
+            with self._phase("probe"), self.throughput.aside():
+                started = time.perf_counter()
+                plasticity = self.controller.measure(self.step)
+                self.logbook.probe(self.step, plasticity, time.perf_counter() - started)
         if self.controller.is_due(self.step):
             with self._phase("freeze"), self.throughput.aside():
                 self.logbook.freeze(self.step, self.controller.freeze(self.step))
@@ -77,7 +97,7 @@ class Pretraining(Training):
 
     def _losses(self, batch: MicroBatch, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         noise = mask_noise(batch.mask_keys, self.model.num_patches)
-        return self.engine.forward(batch.images, noise)
+        return self.engine.forward(batch.images, noise, self.plan.stage_weights_at(self.step))
 
     def _image_flops(self) -> int:
         return step_flops(self.plan.recipe.model, self.model.frozen_units).total

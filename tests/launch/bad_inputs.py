@@ -129,10 +129,40 @@ RECIPES = {
         "optimizer.warmup_epochs .* below train.epochs.*shorten", "optimizer.warmup_epochs=1"
     ),
     "freezing by an unknown rule": override(
-        "freezing.how: .*'none', 'linear', 'squared' or 'cubic'", "freezing.how=sqrt"
+        "freezing.how: .*'none', 'linear', 'squared', 'cubic', 'steps' or 'plasticity'", "freezing.how=sqrt"
     ),
     "freezing before the start": override("freezing.t0: .*greater than 0", "freezing.t0=0"),
     "freezing after the end": override("freezing.t0: .*less than or equal to 1", "freezing.t0=1.5"),
+    "freezing at steps that fall": override(
+        r"freezing.steps: \[5, 4\]: .*let the numbers rise", "freezing.how=steps", "freezing.steps=[5, 4]"
+    ),
+    "freezing at a step after the last": override(
+        "freezing.steps: step 50 lies beyond the last one of the run, 8; leave",
+        "freezing.how=steps",
+        "freezing.steps=[50]",
+    ),
+    "freezing at no steps": override("freezing: how is steps but none are given: set steps", "freezing.how=steps"),
+    "everything frozen from the start": override(
+        "freezing.initial_units 5: of the model's 5 units the last must train; take at most 4",
+        "freezing.initial_units=5",
+    ),
+    "batches that grow at freezes that nobody knows": override(
+        "freezing: rebatch needs to know the freezes in advance.*: set rebatch to false, or",
+        "freezing.how=plasticity",
+        "freezing.rebatch=true",
+    ),
+    "rates that anneal for longer than from one measurement to the next": override(
+        "freezing: cool_down 100 is longer than the 10 steps between two measurements: lower",
+        "freezing.how=plasticity",
+        "freezing.probe_every=10",
+    ),
+    "weights short of the stages": override(
+        r"stage_weights \[1.0\]: give one weight for each of the 4 stages", "model.stage_weights=[1]"
+    ),
+    "last stage without weight": override(
+        "the last stage's weight is 0 at the end.*; give", "model.stage_weights_end=[1, 1, 1, 0]"
+    ),
+    "unknown target": override("model.target: .*'hog' or 'pixels'", "model.target=depth"),
     "memory budget in words": override(
         "freezing.memory_budget: write an amount of memory as 80GB",
         "freezing.rebatch=true",

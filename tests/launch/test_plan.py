@@ -81,6 +81,29 @@ def test_the_largest_micro_batch_is_the_largest_that_fits(monkeypatch, capsys) -
     assert nothing["phases"][0]["largest_micro_batch"] is None
 
 
+def test_freezes_by_measurement_are_said_not_to_be_known(monkeypatch, capsys) -> None:
+    guided = asked("vit_base", ZERO2, 8, "freezing.how=plasticity")
+    found = planned(monkeypatch, capsys, *guided)
+    assert found["freezes_by_measurement"]
+    assert [phase["frozen_units"] for phase in found["phases"]] == [0]
+    assert found["reference_bytes"] == 32 * 50 * 768 * 13 * 4
+    assert call(monkeypatch, *guided) == 0
+    assert "freezing  by measurement, not known in advance" in capsys.readouterr().out
+
+
+def test_units_that_are_frozen_from_the_start_are_planned_as_frozen(monkeypatch, capsys) -> None:
+    whole = planned(monkeypatch, capsys, *asked("vit_base", ZERO2, 8))
+    found = planned(monkeypatch, capsys, *asked("vit_base", ZERO2, 8, "freezing.initial_units=5"))
+    published = planned(monkeypatch, capsys, *asked(FREEZING, ZERO2, 8))
+    (phase,) = found["phases"]
+    assert (phase["frozen_units"], phase["steps"]) == (5, found["total_steps"])
+    assert phase["memory"] == published["phases"][5]["memory"]
+    sent = [plan["phases"][0]["traffic"]["sent_bytes"] for plan in (found, whole)]
+    assert found["traffic_saving"] == pytest.approx(1 - sent[0] / sent[1])
+    assert found["flops_saving"] == pytest.approx(1 - phase["relative_cost"])
+    assert found["zero_stages"][2]["memory_total"] == phase["memory_total"] < whole["zero_stages"][2]["memory_total"]
+
+
 def test_rebatching_shows_in_the_phases(monkeypatch, capsys) -> None:
     found = planned(monkeypatch, capsys, *asked(FREEZING, ZERO2, 8, "train.micro_batch=64", "freezing.rebatch=true"))
     batches = [(phase["micro_batch"], phase["accumulation"]) for phase in found["phases"]]

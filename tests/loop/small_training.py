@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from tests.launch.small_recipe import small_recipe
+from trainer.checkpoint.reader import Checkpoint
 from trainer.plan import RunPlan, plan_run
 from trainer.pretraining import Pretraining
 from trainer.ranks import Ranks
@@ -19,21 +20,25 @@ from trainer.stopping import SIGNALS, StopSignals
 from trainer.watchdog import Watchdog
 
 
-def small_plan(shards: Path, output: Path, ds_config: dict[str, Any], **changes: dict[str, Any]) -> RunPlan:
-    """One rank's plan for the recipe of the tests. `changes`: sections, with the keys that are other than there."""
+def small_plan(
+    shards: Path, output: Path, ds_config: dict[str, Any], *, ranks: Ranks | None = None, **changes: dict[str, Any]
+) -> RunPlan:
+    """A rank's plan for the recipe of the tests. `changes`: sections, with the keys that are other than there."""
+    ranks = ranks or Ranks(0, 0, 1, 1)
     output.mkdir(parents=True, exist_ok=True)
-    (output / "given.json").write_text(json.dumps(ds_config))
+    given = output / ("given.json" if ranks.rank == 0 else f"given_{ranks.rank}.json")
+    given.write_text(json.dumps(ds_config))
     data = {"workers": 0, "window": 4, "lanes": 4, "path": str(shards)}
     tree = yaml.safe_load(small_recipe(data=data, **changes))
-    return plan_run(parse_recipe(tree, "test"), output / "given.json", output, Ranks(0, 0, 1, 1))
+    return plan_run(parse_recipe(tree, "test"), given, output, ranks)
 
 
 @contextmanager
-def small_training(plan: RunPlan) -> Iterator[Pretraining]:
-    """A training that has not begun. Call its `run` in here, on a rank of a pool."""
+def small_training(plan: RunPlan, checkpoint: Checkpoint | None = None) -> Iterator[Pretraining]:
+    """A training that has not begun, or goes on. Call its `run` in here, on a rank of a pool."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     watchdog = Watchdog(0, plan.output / "flight_recorder")
-    training = Pretraining(plan, torch.device("cpu"), None, watchdog, StopSignals())
+    training = Pretraining(plan, torch.device("cpu"), checkpoint, watchdog, StopSignals())
     try:
         yield training
     finally:

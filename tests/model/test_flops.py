@@ -10,7 +10,16 @@ from trainer.model.flops import step_flops
 from trainer.model.localmim import LocalMIM
 
 
-@pytest.mark.parametrize("options", [{}, {"decoder_depth": 2, "mlp_ratio": 3.0, "hog_bins": 18, "mask_ratio": 0.5}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"decoder_depth": 2, "mlp_ratio": 3.0, "hog_bins": 18, "mask_ratio": 0.5},
+        {"depth": 6, "stages": "every"},
+        {"target": "pixels"},
+    ],
+    ids=str,
+)
 @pytest.mark.parametrize("frozen_units", [0, 1, 2, 4])
 def test_flops_equal_those_counted_on_a_real_step(tiny: ModelConfig, options: dict, frozen_units: int) -> None:
     config = tiny.model_copy(update=options)

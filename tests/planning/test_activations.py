@@ -16,6 +16,7 @@ SMALL = ModelConfig(
 TINY = ModelConfig(size="tiny")
 LARGE_PATCHES = ModelConfig(size="tiny", patch_size=28, decoder_dim=128, decoder_heads=4)
 """So few tokens that, late in a run, making the HOG targets takes more memory than all that is saved."""
+TINY_PIXELS, LARGE_PIXELS = (config.model_copy(update={"target": "pixels"}) for config in (TINY, LARGE_PATCHES))
 BATCH = 2
 
 
@@ -50,9 +51,11 @@ def saved_by_autograd(model: LocalMIM, images: torch.Tensor, noise: torch.Tensor
 
 
 @pytest.mark.parametrize("frozen_units", range(5))
-def test_planned_activations_equal_what_autograd_saves(frozen_units: int) -> None:
-    saved = saved_by_autograd(*model_and_batch(SMALL, "fp32", frozen_units))
-    assert saved_activation_bytes(SMALL, frozen_units, BATCH, "fp32") == saved
+@pytest.mark.parametrize("target", ["hog", "pixels"])
+def test_planned_activations_equal_what_autograd_saves(target: str, frozen_units: int) -> None:
+    config = SMALL.model_copy(update={"target": target})
+    saved = saved_by_autograd(*model_and_batch(config, "fp32", frozen_units))
+    assert saved_activation_bytes(config, frozen_units, BATCH, "fp32") == saved
 
 
 @pytest.mark.parametrize("frozen_units", range(5))
@@ -80,7 +83,9 @@ def test_planned_activations_equal_what_autograd_saves_in_full_sized_models(size
 
 
 @pytest.mark.parametrize(
-    ("config", "frozen_units"), [(TINY, 0), (TINY, 6), (TINY, 12), (LARGE_PATCHES, 12)], ids=["0", "6", "12", "hog"]
+    ("config", "frozen_units"),
+    [(TINY, 0), (TINY, 6), (TINY, 12), (LARGE_PATCHES, 12), (TINY_PIXELS, 0), (LARGE_PIXELS, 12)],
+    ids=["0", "6", "12", "hog", "pixels", "pixel targets"],
 )
 def test_the_peak_of_a_forward_and_backward_is_planned_within_a_tenth(config: ModelConfig, frozen_units: int) -> None:
     """Against every allocation of the CPU's allocator, those inside kernels too. Gradients of weights are left out: a

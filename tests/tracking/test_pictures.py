@@ -8,6 +8,7 @@ from trainer.model.config import ModelConfig
 from trainer.model.localmim import LocalMIM
 from trainer.tracking.hog_picture import draw_hog
 from trainer.tracking.pictures import draw_reconstructions, draw_timeline
+from trainer.tracking.target_picture import draw_target
 
 
 def _stripes(horizontal: bool) -> torch.Tensor:
@@ -35,8 +36,27 @@ def test_a_reconstruction_picture_has_a_row_per_photograph(tmp_path):
     )
     images = torch.cat([_stripes(True), _stripes(False)])
     path = tmp_path / "r.png"
-    draw_reconstructions(images.numpy(), LocalMIM(config).reconstruct(images, torch.rand(2, 16)), config, path)
-    assert np.asarray(Image.open(path)).std() > 10
+    for target in ("hog", "pixels"):
+        config = config.model_copy(update={"target": target})
+        draw_reconstructions(images.numpy(), LocalMIM(config).reconstruct(images, torch.rand(2, 16)), config, path)
+        assert np.asarray(Image.open(path)).std() > 10
+
+
+def test_pixels_are_drawn_where_they_belong():
+    config = ModelConfig(
+        image_size=64, patch_size=16, embed_dim=16, depth=4, num_heads=2, stages=[2, 3], scales=[2, 1], decoder_dim=16,
+        target="pixels",
+    )  # fmt: skip
+    photograph = torch.zeros(1, 3, 64, 64, dtype=torch.uint8)
+    photograph[:, :, 20:28, 40:44] = 255  # a bright bar in one cell of 16 pixels
+    shown = LocalMIM(config).reconstruct(photograph, torch.rand(1, 16))
+    for stage, side in zip(shown.stages, (64, 32), strict=True):
+        picture = draw_target(stage.target[0].numpy(), config, 128)
+        assert picture.shape == (side, side)
+        y, x = np.unravel_index(picture.argmax(), picture.shape)
+        assert 20 <= y * 64 / side < 28
+        assert 40 <= x * 64 / side < 44
+        assert picture[0, 0] == 0.5  # a flat cell
 
 
 def test_a_timeline_is_drawn_with_and_without_freezes(tmp_path):

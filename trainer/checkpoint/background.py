@@ -14,13 +14,14 @@ asks for a stop, if the recipe wants that, and the training loop agrees on the s
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 
 from trainer.checkpoint.config import CheckpointConfig
@@ -61,11 +62,18 @@ class BackgroundSaves:
         self._last: SaveReport | None = None
         self._ever_failed = False
 
-    def save(self, manifest: Manifest, engine: FreezingEngine, archive: FrozenArchive) -> None:
-        """Save the state as it is now, on all ranks at the same step. `manifest` comes without its `files`."""
+    def save(
+        self,
+        manifest: Manifest,
+        engine: FreezingEngine,
+        archive: FrozenArchive,
+        reference: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """Save the state as it is now, on all ranks at the same step. `manifest` comes without its `files`.
+        `reference`: this rank's part of what a freezing policy compares with."""
         started = time.perf_counter()
         self.wait()
-        state = self._memory.copy_state(engine, archive)
+        state = self._memory.copy_state(engine, archive, reference)
         stall = time.perf_counter() - started
 
         def write() -> None:

@@ -1,9 +1,11 @@
 """The copy of a rank's state that a checkpoint is written from while training goes on."""
 
+from collections.abc import Mapping
+
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from trainer.checkpoint.state_file import MASTER, tensor_key
+from trainer.checkpoint.state_file import MASTER, REFERENCE, tensor_key
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
 
@@ -16,12 +18,15 @@ class HostMemory:
 
     As many bytes as the masters and moments that the rank owns: 12 for each trained parameter, divided over the ranks;
     page-locked for an accelerator. Grown when a state does not fit, and otherwise never given back: page-locking
-    gigabytes takes seconds. The frozen weights' archive is on the host and never written to, so it is not copied."""
+    gigabytes takes seconds. The frozen weights' archive and a policy's reference are on the host and never written to,
+    so they are not copied."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
 
-    def copy_state(self, engine: FreezingEngine, archive: FrozenArchive) -> State:
+    def copy_state(
+        self, engine: FreezingEngine, archive: FrozenArchive, reference: Mapping[str, torch.Tensor] | None = None
+    ) -> State:
         """This rank's state as it is now. Valid until the next call. Waits for the accelerator once, at the end."""
         here = {
             tensor_key(kind, fragment.name, fragment.start): values.detach()
@@ -37,4 +42,5 @@ class HostMemory:
             copy.copy_(values, non_blocking=True)
         get_accelerator().synchronize()
         frozen = {tensor_key(MASTER, name, start): values for name, start, values in archive}
-        return dict(zip(here, copies, strict=True)) | frozen
+        compared = {tensor_key(REFERENCE, name, 0): values.flatten() for name, values in (reference or {}).items()}
+        return dict(zip(here, copies, strict=True)) | frozen | compared

@@ -5,7 +5,7 @@ import json
 import re
 import stat
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,8 @@ class Manifest:
     engine: dict[str, Any]  # step counts and loss scale (FreezingEngine.resume_state)
     shapes: dict[str, list[int]]  # parameter name → shape, all parameters, frozen ones too
     files: dict[str, FileRecord]  # rank_00000.safetensors, … → size and checksum
+    freezing: dict[str, Any] = field(default_factory=dict)  # what a policy that measures has been told
+    reference: dict[str, list[int]] = field(default_factory=dict)  # shapes of the tensors that it compares with
     format_version: int = FORMAT_VERSION
 
 

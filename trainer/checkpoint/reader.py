@@ -16,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest
-from trainer.checkpoint.state_file import MASTER, split_key
+from trainer.checkpoint.state_file import MASTER, REFERENCE, split_key
 from trainer.errors import BadInput
 
 if TYPE_CHECKING:  # exports and pictures read checkpoints without waiting for DeepSpeed's import
@@ -51,19 +51,23 @@ class Checkpoint:
         for key in file.keys():  # noqa: SIM118 (a safetensors file is no mapping)
             kind, name, start = split_key(key)
             view = file.get_slice(key)
-            if len(view.get_shape()) != 1 or view.get_dtype() != "F32" or name not in self.manifest.shapes:
-                raise ValueError(f"{key} is no fp32 part of a parameter in the manifest")
+            if len(view.get_shape()) != 1 or view.get_dtype() != "F32" or name not in self._shapes(kind):
+                raise ValueError(f"{key} is no fp32 part of a tensor in the manifest")
             yield kind, name, (start, view.get_shape()[0], file_name, key)
 
     def _require_all_elements(self) -> None:
-        for key in [*self._parts, *((MASTER, name) for name in self.manifest.shapes)]:
+        required = [(kind, name) for kind in (MASTER, REFERENCE) for name in self._shapes(kind)]
+        for key in [*self._parts, *required]:
             kind, name = key
             expected = 0
             for start, length, _, _ in self._parts.get(key, []):
                 if start == expected:
                     expected += length
-            if expected != self.numel(name):
+            if expected != torch.Size(self._shapes(kind)[name]).numel():
                 raise DamagedCheckpoint(f"{self.directory}: {kind} of {name} lacks elements from {expected}")
+
+    def _shapes(self, kind: str) -> dict[str, list[int]]:
+        return self.manifest.reference if kind == REFERENCE else self.manifest.shapes
 
     def numel(self, name: str) -> int:
         return int(torch.Size(self.manifest.shapes[name]).numel())
@@ -107,6 +111,11 @@ class Checkpoint:
         for fragment in engine.fragments(owned_only=False):
             for kind, values in {MASTER: fragment.master, **fragment.moments}.items():
                 values.copy_(self.read(kind, fragment.name, fragment.start, fragment.length))
+
+    def reference(self) -> dict[str, torch.Tensor]:
+        """What a freezing policy that measures compares with, by name; empty for the others."""
+        shapes = {name: torch.Size(shape) for name, shape in self.manifest.reference.items()}
+        return {name: self.read(REFERENCE, name, 0, shape.numel()).view(shape) for name, shape in shapes.items()}
 
     def load_archive(self, archive: "FrozenArchive", frozen: set[str], rank: int, world_size: int) -> None:
         """Give this rank its share of the frozen units' fp32 weights, for the checkpoints to come."""

@@ -15,6 +15,7 @@ from typing import BinaryIO
 import torch
 
 MASTER = "master"  # fp32 weights of the trained and of the frozen parameters alike
+REFERENCE = "reference"  # what a freezing policy compares with: no parameters
 BYTES_PER_ELEMENT = 4
 _READ_BYTES = 16 * 2**20
 

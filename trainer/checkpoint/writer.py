@@ -7,11 +7,12 @@ crash at any moment leaves the earlier checkpoints as they were.
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 import torch.distributed as dist
 
 from trainer.checkpoint.config import CheckpointConfig
@@ -38,10 +39,15 @@ class SaveFailed(RuntimeError):
 
 
 def save_checkpoint(
-    root: Path, manifest: Manifest, engine: FreezingEngine, archive: FrozenArchive, config: CheckpointConfig
+    root: Path,
+    manifest: Manifest,
+    engine: FreezingEngine,
+    archive: FrozenArchive,
+    config: CheckpointConfig,
+    reference: Mapping[str, torch.Tensor] | None = None,
 ) -> tuple[Path, int]:
     """Write ``root/step_…`` while training waits, collective over all ranks; see `write_checkpoint`."""
-    state = HostMemory().copy_state(engine, archive)
+    state = HostMemory().copy_state(engine, archive, reference)
     return write_checkpoint(root, manifest, state, config)
 
 

@@ -19,7 +19,8 @@ parameter groups, which is exact: training goes on as plain AdamW that dropped t
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,6 +189,15 @@ class FreezingEngine:
             seconds=time.perf_counter() - started,
             optimizer_bytes_before=list(bytes_before),
             optimizer_bytes_after=self._by_rank(self.optimizer_bytes()),
+        )
+
+    def gathered(self, names: Collection[str] | None = None) -> AbstractContextManager:
+        """Within this context every weight, or those in `names`, is whole on every rank, to be read and not changed.
+
+        Collective at stage 3, between steps: copy what you need and compute with the copy, since a forward of the model
+        would divide them again. At the other stages all weights are whole at all times."""
+        return internals.gathered(
+            parameter for name, parameter in self.model.named_parameters() if names is None or name in names
         )
 
     def optimizer_bytes(self) -> int:

@@ -26,6 +26,12 @@ class FrozenArchive:
             if fragment.name in names:
                 self.parts[fragment.name] = (fragment.start, fragment.master.detach().to("cpu", copy=True))
 
+    def keep_initial(self, model: torch.nn.Module, names: set[str], rank: int, world_size: int) -> None:
+        """Take this rank's share of parameters that never train, of a model that no engine holds yet."""
+        whole = {name: p.detach().flatten() for name, p in model.named_parameters() if name in names}
+        sizes = [(name, values.numel()) for name, values in whole.items()]
+        self.restore(sizes, lambda name, start, length: whole[name][start : start + length], rank, world_size)
+
     def restore(
         self,
         parameters: Iterable[tuple[str, int]],

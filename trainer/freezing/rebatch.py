@@ -22,13 +22,14 @@ def micro_batch_by_frozen_units(
     world_size: int,
     budget: int | None,
     *,
+    initial_units: int = 0,
     checkpoint_activations: bool = False,
 ) -> tuple[int, ...]:
     """Images per rank and forward pass with 0, 1, … all but the last unit frozen.
 
-    The configured micro-batch until the first freeze; then the largest divisor of a rank's share of the global batch
-    whose predicted memory is within `budget` (bytes per rank; None: what the configured one needs before the first
-    freeze). Raises `BadInput` if that is more than the budget."""
+    The configured micro-batch until the first freeze beyond `initial_units`; then the largest divisor of a rank's share
+    of the global batch whose predicted memory is within `budget` (bytes per rank; None: what the configured one needs
+    before the first freeze). Raises `BadInput` if that is more than the budget."""
     from trainer.planning.memory import step_memory
 
     def needed(frozen_units: int, micro_batch: int) -> int:
@@ -36,7 +37,7 @@ def micro_batch_by_frozen_units(
             config, ds, world_size, frozen_units, micro_batch, checkpoint_activations=checkpoint_activations
         ).total
 
-    before_freezing = needed(0, ds.micro_batch)
+    before_freezing = needed(initial_units, ds.micro_batch)
     limit = before_freezing if budget is None else budget
     if before_freezing > limit:
         raise BadInput(
@@ -47,7 +48,10 @@ def micro_batch_by_frozen_units(
     share = ds.micro_batch * ds.accumulation
     candidates = [size for size in range(share, ds.micro_batch, -1) if share % size == 0]
     return tuple(
-        next((size for size in candidates if frozen_units and needed(frozen_units, size) <= limit), ds.micro_batch)
+        next(
+            (size for size in candidates if frozen_units > initial_units and needed(frozen_units, size) <= limit),
+            ds.micro_batch,
+        )
         for frozen_units in range(config.num_blocks + 1)
     )
 

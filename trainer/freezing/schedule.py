@@ -1,5 +1,7 @@
 """When each unit freezes, and its learning rate until then: a pure function of the step.
 
+What is known in advance, that is: `trainer.freezing.plasticity` decides by measurements.
+
 Steps are optimizer steps, counted from 0. Unit 0 is the patch embedding with the class token, unit i is block i-1.
 """
 
@@ -18,16 +20,21 @@ _EXPONENT = {"linear": 1, "squared": 2, "cubic": 3}
 
 @dataclass(frozen=True)
 class FreezeSchedule:
-    """FreezeOut (arXiv 1706.04983) on the units of a ViT.
+    """FreezeOut (arXiv 1706.04983) on the units of a ViT, or a list of steps.
 
-    With T steps, W of them warm-up, unit i of a ViT of ``depth`` blocks trains for (T-W)·ratio_i steps after the
+    With T steps, W of them warm-up, unit i of a ViT of ``depth`` blocks trains for A_i = (T-W)·ratio_i steps after the
     warm-up, ratio_i = (t0 + (1-t0)·i/depth)^p with p = 1, 2 or 3 for linear, squared or cubic. Its rate follows a
     cosine from its start, lr or lr/ratio_i when scaled, to zero, and it is frozen from the first step beyond. The
     ratios rise with i, so the frozen units are always a prefix; several may freeze at one step. The last unit has
     ratio 1 and never freezes.
 
-    ``min_lr`` is the floor of the plain cosine (``how: none``). It does not apply to FreezeOut's units, whose rate has
-    to reach zero so that freezing changes nothing abruptly.
+    With ``how: steps`` unit i is frozen from step n_i on, the recipe's i-th; A_i = n_i - W.
+
+    ``min_lr`` is the floor of the plain cosine, that of units for which no freeze is foreseen: all with ``how: none``
+    and ``plasticity``, those beyond the list with ``steps``. It does not apply to FreezeOut's units, whose rate has to
+    reach zero so that freezing changes nothing abruptly.
+
+    The ``initial_units`` are frozen from step 0 on, and change nothing for the others.
 
     Raises BadInput, naming the recipe's keys, on a schedule that makes no sense.
     """
@@ -53,6 +60,35 @@ class FreezeSchedule:
             raise BadInput(f"a learning rate of {self.lr:g}: it must be positive; set optimizer.lr or optimizer.blr")
         if not 0 <= self.min_lr <= self.lr:
             raise BadInput(f"optimizer.min_lr {self.min_lr:g}: it must lie between 0 and the learning rate {self.lr:g}")
+        if self.config.initial_units > self.depth:
+            raise BadInput(
+                f"freezing.initial_units {self.config.initial_units}: of the model's {self.num_units} units the last "
+                f"must train; take at most {self.depth}"
+            )
+        self._check_steps()
+
+    def _check_steps(self) -> None:
+        steps = self._listed_steps
+        if len(steps) > self.depth:
+            raise BadInput(
+                f"freezing.steps: {len(steps)} of them for the model's {self.num_units} units, of which the last must "
+                f"train to the end; give at most {self.depth}"
+            )
+        if steps and steps[0] <= self.warmup_steps:
+            raise BadInput(
+                f"freezing.steps: unit 0 is to freeze at step {steps[0]}, within the warm-up of {self.warmup_steps} "
+                "steps; freeze it later, or shorten optimizer.warmup_epochs"
+            )
+        if steps and steps[-1] >= self.total_steps:
+            raise BadInput(
+                f"freezing.steps: step {steps[-1]} lies beyond the last one of the run, {self.total_steps - 1}; leave "
+                "units that train to the end out of the list"
+            )
+
+    @property
+    def _listed_steps(self) -> list[int]:
+        """First frozen step of each unit in the recipe's list; empty if it has none."""
+        return [round(step * self.total_steps) if step < 1 else int(step) for step in self.config.steps]
 
     @property
     def num_units(self) -> int:
@@ -72,10 +108,16 @@ class FreezeSchedule:
         frozen = self.frozen_units(step)
         return [None if unit < frozen else self._learning_rate(unit, step) for unit in range(self.num_units)]
 
+    def _is_foreseen(self, unit: int) -> bool:
+        """Whether the unit's rate anneals to zero, at its freeze or, that of FreezeOut's last unit, with the run."""
+        return self.config.how in _EXPONENT or unit < len(self.config.steps)
+
     def _ratio(self, unit: int) -> float:
         """Share of the steps after the warm-up for which the unit trains."""
-        if self.config.how == "none":
+        if not self._is_foreseen(unit):
             return 1.0
+        if self.config.how == "steps":
+            return (self._listed_steps[unit] - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         t0 = self.config.t0
         return (t0 + (1 - t0) * unit / self.depth) ** _EXPONENT[self.config.how]
 
@@ -83,15 +125,22 @@ class FreezeSchedule:
         return (self.total_steps - self.warmup_steps) * self._ratio(unit)
 
     def _freeze_step(self, unit: int) -> int | None:
+        if unit < self.config.initial_units:
+            return 0
+        if not self._is_foreseen(unit):
+            return None
+        if self.config.how == "steps":
+            return self._listed_steps[unit]
         step = self.warmup_steps + math.floor(self._annealing_steps(unit)) + 1
         return step if step < self.total_steps else None
 
     def _learning_rate(self, unit: int, step: int) -> float:
-        start = self.lr / self._ratio(unit) if self.config.scale_lr else self.lr
+        foreseen = self._is_foreseen(unit)
+        start = self.lr / self._ratio(unit) if foreseen and self.config.scale_lr else self.lr
         if step < self.warmup_steps:
             peak = start if self.config.warmup == "per_unit" else self.lr
             return peak * step / self.warmup_steps
-        floor = self.min_lr if self.config.how == "none" else 0.0
+        floor = 0.0 if foreseen else self.min_lr
         progress = (step - self.warmup_steps) / self._annealing_steps(unit)
         return floor + (start - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 

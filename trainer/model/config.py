@@ -3,6 +3,7 @@
 Knows neither torch nor files, so that the schedule and the planning tools can use it in a process without a GPU.
 """
 
+import math
 from typing import Literal, NamedTuple, Self
 
 from pydantic import Field, model_validator
@@ -84,17 +85,32 @@ class EncoderConfig(Section):
 class ModelConfig(EncoderConfig):
     """LocalMIM (arXiv 2303.05251) for a ViT.
 
-    A *stage* reads the output of one encoder block and predicts HOG cells at one *scale*, the number of cells per patch
+    A *stage* reads the output of one encoder block and predicts cells at one *scale*, the number of cells per patch
     along one side; a cell (the HOG window) is therefore ``patch_size / scale`` pixels wide.
     """
 
     mask_ratio: float = Field(default=0.75, gt=0, lt=1, description="Fraction of the patches hidden from the encoder.")
-    stages: list[int] | None = Field(
+    stages: list[int] | Literal["every"] | None = Field(
         default=None,
-        description="Decoded blocks, from 0, rising; [1, 3, depth-3, depth-1] when null.",
+        description="Decoded blocks, from 0, rising, or every; [1, 3, depth-3, depth-1] when null.",
     )
     scales: list[float] | None = Field(
-        default=None, description="Cells per patch side for each stage: 4, 2, 1 or 0.5; [4, 2, 1, 0.5] when null."
+        default=None,
+        description="Cells per patch side for each stage: 4, 2, 1 or 0.5; when null [4, 2, 1, 0.5], of every block a "
+        "quarter each, fine ones first.",
+    )
+    stage_weights: list[float] | None = Field(
+        default=None, description="Weight of each stage's loss in the loss, at the start of the run; 1 each when null."
+    )
+    stage_weights_end: list[float] | None = Field(
+        default=None,
+        description="Weights at the end of the run, reached in a straight line over its steps; those of the start when "
+        "null.",
+    )
+    target: Literal["hog", "pixels"] = Field(
+        default="hog",
+        description="What a cell is to be predicted as: its histograms of oriented gradients, or its pixels, averaged "
+        "down to as many as the finest cell has and normalised cell by cell.",
     )
     hog_bins: int = Field(default=9, gt=1, description="Orientation bins over 180 degrees, per colour channel.")
     decoder_dim: int = Field(default=256, gt=0, description="Width of the stages' decoders.")
@@ -110,17 +126,41 @@ class ModelConfig(EncoderConfig):
     @property
     def stage_blocks(self) -> list[int]:
         """Block (from 0) read by each stage."""
+        if self.stages == "every":
+            return list(range(self.num_blocks))
         return self.stages if self.stages is not None else [1, 3, self.num_blocks - 3, self.num_blocks - 1]
 
     @property
     def stage_scales(self) -> list[float]:
         """Cells per patch side of each stage."""
-        return self.scales if self.scales is not None else list(SCALES)
+        if self.scales is not None:
+            return self.scales
+        if self.stages == "every":
+            return [SCALES[block * len(SCALES) // self.num_blocks] for block in range(self.num_blocks)]
+        return list(SCALES)
 
     @property
     def hog_windows(self) -> list[int]:
-        """Width of each stage's HOG cell, in pixels."""
+        """Width of each stage's cell, in pixels."""
         return [int(self.patch_size / scale) for scale in self.stage_scales]
+
+    @property
+    def cell_pixels(self) -> int:
+        """Pixels along one side that a cell is averaged down to where pixels are the target."""
+        return math.gcd(*self.hog_windows)
+
+    @property
+    def cell_values(self) -> int:
+        """Numbers that are predicted for a cell: of each colour channel its bins or its pixels."""
+        return 3 * (self.hog_bins if self.target == "hog" else self.cell_pixels**2)
+
+    def stage_weights_at(self, progress: float) -> list[float] | None:
+        """Weight of each stage's loss after a share of the run, from 0 to 1; None where all are 1 throughout."""
+        if self.stage_weights is None and self.stage_weights_end is None:
+            return None
+        start = self.stage_weights or [1.0] * len(self.stage_blocks)
+        end = self.stage_weights_end or start
+        return [first + progress * (last - first) for first, last in zip(start, end, strict=True)]
 
     @property
     def num_kept(self) -> int:
@@ -133,6 +173,7 @@ class ModelConfig(EncoderConfig):
         _check_attention("decoder", "decoder_dim", self.decoder_dim, "decoder_heads", self.decoder_heads)
         self._check_stages()
         self._check_scales()
+        self._check_weights()
         return self
 
     def _check_mask(self) -> None:
@@ -176,6 +217,21 @@ class ModelConfig(EncoderConfig):
                     f"scale 0.5 joins 2x2 patches, but image_size {self.image_size} / patch_size {self.patch_size} "
                     f"gives an odd grid of {self.grid_size} patches a side"
                 )
+
+    def _check_weights(self) -> None:
+        for key, weights in (("stage_weights", self.stage_weights), ("stage_weights_end", self.stage_weights_end)):
+            if weights is None:
+                continue
+            if len(weights) != len(self.stage_blocks):
+                raise ValueError(f"{key} {weights}: give one weight for each of the {len(self.stage_blocks)} stages")
+            if min(weights) < 0 or max(weights) == 0:
+                raise ValueError(f"{key} {weights}: no weight may be negative, and one must be above 0")
+        final = self.stage_weights_at(1.0)
+        if final is not None and final[-1] == 0:
+            raise ValueError(
+                "the last stage's weight is 0 at the end of the run: its loss is the only one that trains the last "
+                "block; give it one above 0"
+            )
 
 
 def _check_attention(part: str, dim_key: str, dim: int, heads_key: str, heads: int) -> None:

@@ -1,4 +1,4 @@
-"""A stage: what turns the output of one encoder block into a prediction of HOG cells (LocalMIM, arXiv 2303.05251)."""
+"""A stage: what turns the output of one encoder block into a prediction of cells (LocalMIM, arXiv 2303.05251)."""
 
 from math import isqrt
 
@@ -23,7 +23,7 @@ class Stage(nn.Module):
         self.decoder = Decoder(config, scale)
 
     def forward(self, tokens: Tensor, masking: Masking) -> Tensor:
-        """Encoder tokens [B, 1 + K, D] → prediction [B, cells, 3·bins]."""
+        """Encoder tokens [B, 1 + K, D] → prediction [B, cells, values of a cell]."""
         return self.decoder(self.norm(tokens), masking)
 
 
@@ -48,10 +48,10 @@ class Decoder(ExactBuffers):
         )
         self.norm = nn.LayerNorm(dim, eps=config.norm_eps)
         self.resize, resized_dim = _resize(dim, scale, config.norm_eps)
-        self.predict = TileConv2d(resized_dim, 3 * config.hog_bins, kernel_size=1)
+        self.predict = TileConv2d(resized_dim, config.cell_values, kernel_size=1)
 
     def forward(self, tokens: Tensor, masking: Masking) -> Tensor:
-        """Normalised encoder tokens [B, 1 + K, D], class token first → prediction [B, cells, 3·bins]."""
+        """Normalised encoder tokens [B, 1 + K, D], class token first → prediction [B, cells, values of a cell]."""
         tokens = add_positions(self._with_masked_places(self.embed(tokens), masking), self.pos_embed)
         for block in self.blocks:
             tokens = block(tokens)

@@ -1,6 +1,6 @@
 """What a step costs: matmul FLOPs counted from the shapes, 2 per multiply-add.
 
-Convolutions count as the matmuls that they are. Element-wise work, normalisation and the HOG targets are left out; so
+Convolutions count as the matmuls that they are. Element-wise work, normalisation and the targets are left out; so
 is what a kernel or a checkpointed block repeats in the backward pass, as model FLOPs are usually defined.
 """
 
@@ -64,7 +64,7 @@ def _decoder(config: ModelConfig, scale: float) -> int:
         resize += _matmul(cells, channels, 4 * (channels // 2))
         channels, cells = channels // 2, cells * 4
     cells = int(patches * scale**2)
-    return embed + blocks + resize + _matmul(cells, channels, 3 * config.hog_bins)
+    return embed + blocks + resize + _matmul(cells, channels, config.cell_values)
 
 
 def _matmul(rows: int, inner: int, columns: int) -> int:

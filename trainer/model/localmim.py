@@ -1,10 +1,11 @@
-"""LocalMIM: a masked ViT encoder whose intermediate blocks each reconstruct local HOG features (arXiv 2303.05251).
+"""LocalMIM: a masked ViT encoder whose intermediate blocks each reconstruct local features (arXiv 2303.05251).
 
 The encoder's parameters carry timm's VisionTransformer names. Freezing is by *unit*: unit 0 is the patch embedding with
 the class token, unit i is block i-1 (from 0) with the stage that reads it. Because the class token stands at the
 input, leaving it trainable would keep every frozen block in the autograd graph; so it freezes with unit 0.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +20,7 @@ from trainer.model.exact_buffers import ExactBuffers
 from trainer.model.hog import hog_targets
 from trainer.model.masking import Masking, mask_at_scale, random_masking
 from trainer.model.patch_embed import PatchEmbed
+from trainer.model.pixel_targets import pixel_targets
 from trainer.model.positions import add_positions, sincos_positions
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -27,7 +29,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class StageReconstruction:
-    """One live stage's target and prediction, float32 [B, cells, 3·bins], cells row by row."""
+    """One live stage's target and prediction, float32 [B, cells, values of a cell], cells row by row."""
 
     stage: int
     target: Tensor
@@ -125,33 +127,48 @@ class LocalMIM(ExactBuffers):
             if self.unit_of(name) < units:
                 parameter.requires_grad_(False)
 
-    def forward(self, images: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, images: Tensor, noise: Tensor, stage_weights: Sequence[float] | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Pre-training loss of a micro-batch.
 
         Args:
             images: uint8 [B, 3, H, W].
             noise: float32 [B, L]; the patches of smallest noise are kept (``masking.mask_noise``).
+            stage_weights: of all stages, live or not (``ModelConfig.stage_weights_at``); None = 1 each.
 
-        Returns: the loss, float32 scalar, the sum over the live stages; and each live stage's own loss, float32
-        [stages], detached. A stage's loss is its squared error averaged over channels and over masked cells.
+        Returns: the loss, float32 scalar, the weighted sum over the live stages; and each live stage's own loss,
+        float32 [stages], detached, not weighted. A stage's loss is its squared error averaged over the values of a cell
+        and over masked cells.
         """
         shown = self._reconstruct(images, noise)
-        losses = torch.stack([self._stage_loss(stage, shown.mask) for stage in shown.stages])
-        return losses.sum(), losses.detach()
+        losses = [self._stage_loss(stage, shown.mask) for stage in shown.stages]
+        unweighted = torch.stack(losses)
+        if stage_weights is None:
+            return unweighted.sum(), unweighted.detach()
+        # plain numbers: a tensor of them would be copied to the device, and waited for
+        weighted = [loss * stage_weights[stage.stage] for loss, stage in zip(losses, shown.stages, strict=True)]
+        return torch.stack(weighted).sum(), unweighted.detach()
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor, noise: Tensor) -> Reconstruction:
         """Targets and predictions of the live stages, to look at. Arguments as ``forward``."""
         return self._reconstruct(images, noise)
 
-    def _reconstruct(self, images: Tensor, noise: Tensor) -> Reconstruction:
+    def embed(self, images: Tensor, noise: Tensor) -> Tensor:
+        """What the first block gets: class token and kept patches [B, 1 + K, D]. Arguments as ``forward``."""
+        return self._embed(self._normalised(images), random_masking(noise, self.config.num_kept))
+
+    def _normalised(self, images: Tensor) -> Tensor:
         if images.dtype != torch.uint8:
             raise TypeError(f"images must be uint8 (0…255), not {images.dtype}")
-        pixels = (images.float() / 255 - self.mean) / self.std
+        return (images.float() / 255 - self.mean) / self.std
+
+    def _reconstruct(self, images: Tensor, noise: Tensor) -> Reconstruction:
+        pixels = self._normalised(images)
         masking = random_masking(noise, self.config.num_kept)
         live = self.live_stages
-        with record_function("HOG targets"):  # a name to look for in profiles
-            targets = hog_targets(pixels, [self.config.hog_windows[stage] for stage in live], self.config.hog_bins)
+        targets = self._targets(pixels, [self.config.hog_windows[stage] for stage in live])
         predictions = self._predict(pixels, masking)
         stages = [
             StageReconstruction(stage, target, prediction.float())
@@ -159,8 +176,16 @@ class LocalMIM(ExactBuffers):
         ]
         return Reconstruction(mask=masking.mask, stages=stages)
 
+    def _targets(self, pixels: Tensor, windows: list[int]) -> list[Tensor]:
+        """Normalised pixels → for each window [B, cells, values of a cell]."""
+        if self.config.target == "pixels":
+            with record_function("pixel targets"):
+                return pixel_targets(pixels, windows, self.config.cell_pixels)
+        with record_function("HOG targets"):  # a name to look for in profiles
+            return hog_targets(pixels, windows, self.config.hog_bins)
+
     def _predict(self, pixels: Tensor, masking: Masking) -> list[Tensor]:
-        """Run the encoder and decode the live stages on the way: one [B, cells, 3·bins] for each."""
+        """Run the encoder and decode the live stages on the way: one [B, cells, values of a cell] for each."""
         predictions = []
         with self._graph_of_unit(0):
             tokens = self._embed(pixels, masking)

@@ -74,7 +74,7 @@ def _stage(config: ModelConfig, scale: float, precision: Precision) -> _Saved:
     block = _block(1 + patches, dim, config.decoder_heads, config.decoder_mlp_ratio, precision)
     final_norm = (1 + 2 * patches) * dim * size + patches * _STATISTICS  # its input with the class token, its output
     cells = int(patches * scale**2)
-    loss = cells * (3 * config.hog_bins + 1) * _FLOAT32  # the difference to the target, and each cell's weight
+    loss = cells * (config.cell_values + 1) * _FLOAT32  # the difference to the target, and each cell's weight
     resize = _resize(patches, dim, scale, size)
     return _Saved(
         normed + embedded + config.decoder_depth * block + final_norm + resize.per_image + loss,
@@ -107,7 +107,7 @@ def working_bytes(
 ) -> int:
     """What a micro-batch needs at its peak beyond `saved_activation_bytes`, rounded up to the larger of its phases.
 
-    Before anything is saved, the HOG targets are made: 28 bytes for each pixel and channel, beside the masks. Later
+    Before anything is saved, the targets are made: HOG in 28 bytes for each pixel and channel, beside the masks. Later
     come the pixels and targets beside the saved tensors, the errors of the losses and their gradients, the widest
     gradient of the decoders, and where blocks are checkpointed the one that is recomputed. The images, uint8, count
     as many times as `trainer.device_feed` has micro-batches on an accelerator at once."""
@@ -116,7 +116,7 @@ def working_bytes(
     )
     size, channels = ELEMENT_BYTES[precision], 3 * config.image_size**2
     errors = [
-        int(config.num_patches * scale**2) * 3 * config.hog_bins * _FLOAT32
+        int(config.num_patches * scale**2) * config.cell_values * _FLOAT32
         for block, scale in zip(config.stage_blocks, config.stage_scales, strict=True)
         if block >= frozen_units - 1
     ]
@@ -131,11 +131,11 @@ def working_bytes(
         hidden = (1 + config.num_kept) * int(config.width * config.mlp_ratio) * size
         beside.append(encoder_block_bytes(config, precision) + hidden)
     masking = config.num_patches * (_INT64 + _FLOAT32) + (1 + config.num_kept) * _INT64
-    peak = max(micro_batch * (_HOG_PHASE * channels + masking), saved + micro_batch * max(beside))
+    peak = max(micro_batch * (_TARGET_PHASE[config.target] * channels + masking), saved + micro_batch * max(beside))
     return peak - saved + MICRO_BATCHES_AT_ONCE * micro_batch * channels
 
 
 MICRO_BATCHES_AT_ONCE = 4
 """The one that computes, two that are ready, and for a moment the one before."""
-_HOG_PHASE = 28
-"""Bytes that `hog_targets` has in use at once for each pixel and channel, the fp32 pixels among them."""
+_TARGET_PHASE = {"hog": 28, "pixels": 20}
+"""Bytes that making the targets has in use at once for each pixel and channel, the fp32 pixels among them."""

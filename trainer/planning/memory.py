@@ -105,6 +105,12 @@ def optimizer_bytes(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> tu
     return elements * _FLOAT32, elements * _MOMENTS
 
 
+def reference_bytes(config: ModelConfig, images: int) -> int:
+    """Host memory of rank 0 for what `trainer.freezing.probe` compares with while nothing is frozen: fp32 tokens that
+    every unit gave for so many images."""
+    return images * (1 + config.num_kept) * config.width * config.num_units * _FLOAT32
+
+
 def _parameters(config: ModelConfig, ds: ResolvedDsConfig, world_size: int) -> int:
     """Frozen or not: a frozen group stays where it was, with its padding."""
     groups = planned_use(config, 0).live_sizes

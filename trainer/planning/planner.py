@@ -8,7 +8,7 @@ from trainer.data.order import LaneOrder, Positions
 from trainer.engine.ds_config import ZERO_DEFAULTS, ResolvedDsConfig
 from trainer.freezing.schedule import FreezeSchedule, predicted_saving
 from trainer.model.flops import step_flops
-from trainer.planning.memory import StepMemory, accumulates_in, optimizer_bytes, step_memory
+from trainer.planning.memory import StepMemory, accumulates_in, optimizer_bytes, reference_bytes, step_memory
 from trainer.planning.parameter_use import planned_use
 from trainer.planning.report import DataFit, Phase, Plan, StageNeeds
 from trainer.planning.traffic import step_traffic
@@ -33,7 +33,7 @@ class SettledRun:
 
 def plan_on_paper(run: SettledRun, *, memory_budget: int | None) -> Plan:
     """The plan of a run. `memory_budget`: bytes of device memory per rank to fill, None to leave that question out."""
-    config, schedule = run.recipe.model, run.schedule
+    config, freezing, schedule = run.recipe.model, run.recipe.freezing, run.schedule
     planner = _Planner(run, memory_budget)
     starts = sorted({0, *(step for step in schedule.freeze_steps() if step is not None)})
     phases = [
@@ -41,7 +41,7 @@ def plan_on_paper(run: SettledRun, *, memory_budget: int | None) -> Plan:
         for first, end in pairwise([*starts, schedule.total_steps])
     ]
     sent = sum(phase.steps * phase.traffic.sent_bytes for phase in phases)
-    sent_without_freezing = schedule.total_steps * phases[0].traffic.sent_bytes
+    sent_without_freezing = schedule.total_steps * planner.sent_without_freezing()
     return Plan(
         world_size=run.world_size,
         global_batch=run.positions.global_batch,
@@ -52,6 +52,8 @@ def plan_on_paper(run: SettledRun, *, memory_budget: int | None) -> Plan:
         parameters=sum(planned_use(config, 0).sizes.values()),
         units=config.num_units,
         total_steps=schedule.total_steps,
+        freezes_by_measurement=freezing.how == "plasticity",
+        reference_bytes=reference_bytes(config, freezing.probe_images) if freezing.how == "plasticity" else 0,
         flops_saving=predicted_saving(schedule, config),
         traffic_saving=1 - sent / sent_without_freezing if sent_without_freezing else 0.0,
         data=_data_fit(run),
@@ -80,6 +82,7 @@ class _Planner:
     def __init__(self, run: SettledRun, memory_budget: int | None):
         self._config, self._ds, self._world_size = run.recipe.model, run.ds, run.world_size
         self._budget = memory_budget
+        self._initial_units = run.schedule.frozen_units(0)
         self._checkpointing, self._compiled = run.recipe.train.checkpoint_activations, run.recipe.train.compile
         self._whole_cost = step_flops(self._config, 0).total
 
@@ -104,13 +107,18 @@ class _Planner:
             largest_micro_batch=self._largest_micro_batch(frozen_units),
         )
 
+    def sent_without_freezing(self) -> float:
+        """Bytes that a rank sends in a step where every unit trains."""
+        use = planned_use(self._config, 0, checkpoint_activations=self._checkpointing)
+        return step_traffic(use, self._ds, self._world_size).sent_bytes
+
     def zero_stages(self) -> list[StageNeeds]:
         """The four stages, but for those that the run's other settings exclude."""
         lowest = 1 if self._ds.offload_optimizer or self._ds.precision == "fp16" else 0
         if accumulates_in(self._ds) != self._ds.precision:
             lowest = 2
         highest = 2 if self._compiled else 3
-        use = planned_use(self._config, 0, checkpoint_activations=self._checkpointing)
+        use = planned_use(self._config, self._initial_units, checkpoint_activations=self._checkpointing)
         needs = []
         for stage in range(lowest, highest + 1):
             ds = self._at_stage(stage)
@@ -118,7 +126,7 @@ class _Planner:
                 StageNeeds(
                     zero_stage=stage,
                     optimizer_bytes=sum(optimizer_bytes(use.live_sizes, ds, self._world_size)),
-                    memory_total=self._memory(ds, 0, ds.micro_batch).total,
+                    memory_total=self._memory(ds, self._initial_units, ds.micro_batch).total,
                     sent_bytes_per_step=step_traffic(use, ds, self._world_size).sent_bytes,
                 )
             )

@@ -68,8 +68,12 @@ class Plan:
     parameters: int
     units: int
     total_steps: int
+    freezes_by_measurement: bool
+    """They are not known in advance then: the phases and the savings are those of a run in which none comes."""
+    reference_bytes: int
+    """Host memory of rank 0 that measuring keeps, 0 where nothing is measured."""
     flops_saving: float
-    """Fraction of the run's FLOPs that freezing saves."""
+    """Fraction of the run's FLOPs that freezing saves, against a run in which every unit trains throughout."""
     traffic_saving: float
     """Fraction of the bytes sent; 0 on one rank."""
     data: DataFit

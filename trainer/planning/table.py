@@ -27,7 +27,7 @@ def describe(plan: Plan) -> str:
         f"engine    ZeRO-{plan.zero_stage}, {plan.precision}{offload}; {plan.world_size} ranks",
         f"batch     {plan.global_batch} images a step; {first.micro_batch} × {first.accumulation} on each rank",
         *_data(plan),
-        f"freezing  saves {plan.flops_saving:.1%} of the run's FLOPs and {plan.traffic_saving:.1%} of the bytes sent",
+        *_freezing(plan),
         "",
         *_by_frozen_units(plan),
         "",
@@ -62,6 +62,16 @@ def _data(plan: Plan) -> list[str]:
         lines.append(f"lanes     {data.lanes}, {on_each_rank} on each rank, of {data.samples_per_lane:,} samples")
     sizes = " ".join(map(str, data.world_sizes))
     return [*lines, f"ranks     the run can start or continue on {sizes}"]
+
+
+def _freezing(plan: Plan) -> list[str]:
+    saved = f"saves {plan.flops_saving:.1%} of the run's FLOPs and {plan.traffic_saving:.1%} of the bytes sent"
+    if not plan.freezes_by_measurement:
+        return [f"freezing  {saved}"]
+    return [
+        f"freezing  by measurement, not known in advance; without any freeze to come the run {saved}",
+        f"          measuring keeps {show_bytes(plan.reference_bytes)} in the host memory of rank 0",
+    ]
 
 
 def _by_frozen_units(plan: Plan) -> list[str]:

@@ -87,9 +87,9 @@ class Metrics:
 
 
 def _before(event: dict[str, Any], step: int) -> bool:
-    """A freeze at `step` happens after the checkpoint of `step` and is done again; all else at `step` is past."""
+    """Probes and freezes at `step` come after the checkpoint of `step` and are done again; all else there is past."""
     at = event.get("step", 0)
-    return at < step or (at == step and event["event"] != "freeze")
+    return at < step or (at == step and event["event"] not in ("probe", "freeze"))
 
 
 def _without_nan(value: Any) -> Any:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import Reconstruction
-from trainer.tracking.hog_picture import draw_hog
+from trainer.tracking.target_picture import draw_target
 
 
 def draw_timeline(events: list[dict[str, Any]], path: Path) -> None:
@@ -87,8 +87,8 @@ def draw_reconstructions(images: np.ndarray, shown: Reconstruction, config: Mode
         axes[row, 1].imshow(np.where(mask > 0, 110, picture).astype(np.uint8))
         for column, stage in enumerate(shown.stages):
             target, prediction = (
-                draw_hog(hog[row].float().cpu().numpy(), config.hog_bins, 2 * config.image_size)
-                for hog in (stage.target, stage.prediction)
+                draw_target(cells[row].float().cpu().numpy(), config, 2 * config.image_size)
+                for cells in (stage.target, stage.prediction)
             )
             axes[row, 2 + 2 * column].imshow(target, cmap="gray", vmin=0, vmax=1)
             axes[row, 3 + 2 * column].imshow(_visible_in_blue(prediction, target, mask))

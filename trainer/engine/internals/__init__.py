@@ -18,6 +18,7 @@ ZeRO stage   precision wrapper                     masters
 ===========  ========  ==========================  ====================================================
 """
 
+from trainer.engine.internals.gather import gathered
 from trainer.engine.internals.rebuild import detach_frozen, rebuild_wrapper, undo_constructor_step
 from trainer.engine.internals.start import (
     TESTED_DEEPSPEED,
@@ -44,6 +45,7 @@ __all__ = [
     "Location",
     "can_lower_loss_scale",
     "detach_frozen",
+    "gathered",
     "give_world_group_timeout",
     "inner_optimizer",
     "locate",
