@@ -22,7 +22,6 @@ class _State:
 
     decided: list[int] = field(default_factory=list)
     """Steps at which the units above the initial ones were chosen to freeze."""
-    last_probe: int | None = None
     plasticity: list[float | None] = field(default_factory=list)
     """Running mean of the measurements."""
     most: list[float] = field(default_factory=list)
@@ -34,11 +33,8 @@ class _State:
 class PlasticityPolicy:
     """The face of a `FreezeSchedule`, whose freezes are decided on the way.
 
-    Every ``probe_every`` steps after the warm-up comes a *movement* m of each live unit: how far its block has moved
-    since the last time, relative to what it does (`probe.Probe`). A unit's plasticity is the running mean of m / Σ lr,
-    Σ lr being the sum of its learning rates over the steps between. AdamW takes steps as long as the learning rate
-    whatever the gradient, so that m alone would fall with the schedule's cosine in every unit alike; the quotient falls
-    when the steps begin to cancel out.
+    Every ``probe_every`` steps after the warm-up comes a movement of each live unit: how far its block has moved since
+    the last time, relative to what it does (`probe.Probe`). A unit's plasticity is the running mean of its movements.
 
     The unit at the head of the live prefix is chosen once its plasticity has been below ``tolerance`` times its own
     maximum for ``patience`` measurements in a row. Its learning rate then anneals to zero within ``cool_down`` steps,
@@ -77,18 +73,14 @@ class PlasticityPolicy:
         return due and self.frozen_units(step) < self.most_frozen_units
 
     def observe(self, step: int, movements: Sequence[float | None]) -> list[float | None]:
-        """Take the movement of each unit, None if frozen, of a measurement before ``step``; choose a unit if one is to
-        freeze. The first measurement of a run has nothing to be compared with: all None. Returns each live unit's
-        plasticity relative to its maximum.
+        """Take the movement of each unit of a measurement before ``step``, None for what is frozen and, the first time,
+        for all; choose a unit if one is to freeze. Returns each live unit's plasticity relative to its maximum.
 
         A movement that is not finite, of weights that are not, is left out, and the unit's patience begins anew."""
-        state, travelled = self._state, self._travelled(step)
-        state.last_probe = step
-        if not travelled:
-            return [None] * len(movements)
+        state = self._state
         for unit, movement in enumerate(movements):
             if movement is not None and math.isfinite(movement):
-                self._add(unit, movement / travelled)
+                self._add(unit, movement)
             else:
                 state.low[unit] = 0
         head = self.frozen_units(step)
@@ -107,19 +99,12 @@ class PlasticityPolicy:
         """Put back a `state`."""
         self._state = _State(**state)
 
-    def _add(self, unit: int, plasticity: float) -> None:
+    def _add(self, unit: int, movement: float) -> None:
         state, before = self._state, self._state.plasticity[unit]
-        mean = plasticity if before is None else before + _SMOOTHING * (plasticity - before)
+        mean = movement if before is None else before + _SMOOTHING * (movement - before)
         state.plasticity[unit] = mean
         state.most[unit] = max(state.most[unit], mean)
         state.low[unit] = state.low[unit] + 1 if mean < self._config.tolerance * state.most[unit] else 0
-
-    def _travelled(self, step: int) -> float:
-        """Sum of the plain learning rates since the last measurement, which every unit that is live now had."""
-        if self._state.last_probe is None:
-            return 0.0
-        past = range(self._state.last_probe, step)
-        return math.fsum(self._schedule.learning_rates(before)[-1] or 0.0 for before in past)
 
     def _cooling(self, unit: int, step: int) -> float:
         """Factor on the plain learning rate: below 1 once the unit is chosen."""
