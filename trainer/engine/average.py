@@ -15,7 +15,7 @@ AVERAGE = "average"
 
 
 class AveragingEngine(FreezingEngine):
-    """``average ← decay · average + (1 - decay) · master`` after every update that is applied; it begins as the weights.
+    """``average ← decay · average + (1 - decay) · master`` after every applied update; it begins as the weights.
 
     Of the fp32 masters, not of the rounded weights, and on each rank of those that it holds: so it works at every ZeRO
     stage, in every precision and with offload, costs no communication, and is saved and resumed with the moments.

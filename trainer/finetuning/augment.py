@@ -27,15 +27,15 @@ _AFTER_CROP = 1  # the key itself is the crop's
 @contextmanager
 def global_generators(key: int) -> Iterator[None]:
     """Python's, NumPy's and torch's CPU generator, seeded by a 64-bit key; outside of the context nothing changes."""
-    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002 (timm draws from it)
     random.seed(key)
-    np.random.seed([key >> 32, key & 0xFFFFFFFF])
+    np.random.seed([key >> 32, key & 0xFFFFFFFF])  # noqa: NPY002
     torch.default_generator.manual_seed(key)
     try:
         yield
     finally:
         random.setstate(states[0])
-        np.random.set_state(states[1])
+        np.random.set_state(states[1])  # noqa: NPY002
         torch.set_rng_state(states[2])
 
 

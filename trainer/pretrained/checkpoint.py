@@ -12,6 +12,7 @@ from trainer.checkpoint.state_file import MASTER
 from trainer.errors import BadInput
 from trainer.model.config import ModelConfig
 from trainer.pretrained.weights import Pretrained, from_localmim
+from trainer.recipe import FINETUNE
 
 
 def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
@@ -23,6 +24,8 @@ def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
         checkpoint = Checkpoint(directory)
     except DamagedCheckpoint as error:
         raise BadInput(f"pre-trained weights: {error}; give another checkpoint") from None
+    if FINETUNE in checkpoint.manifest.recipe:
+        raise BadInput(f"pre-trained weights: {directory} is of a fine-tuning; give what that began with, or another")
     config = model_config(checkpoint.manifest.recipe, directory)
     weights = {
         name: checkpoint.read(MASTER, name, 0, checkpoint.numel(name)).view(shape)
