@@ -33,12 +33,8 @@ def test_the_documented_commands_run(split: Path, tmp_path: Path) -> None:
     start = tmp_path / "pretrained"
     write_by_hand(start / "checkpoints", 5, weights, recipe={"model": model.model_dump(mode="json")})
     train, export = documented("bash").splitlines()
-    for word, path in {
-        "PRETRAINED_RUN": start,
-        "SHARDS": split,
-        "--output RUN": f"--output {tmp_path / 'run'}",
-    }.items():
-        train = train.replace(word, str(path))
+    train = train.replace("PRETRAINED_RUN", str(start)).replace("SHARDS", str(split))
+    train = train.replace("--output RUN", f"--output {tmp_path / 'run'}")
     export = export.replace("RUN", str(tmp_path / "run")).replace("classifier", str(tmp_path / "classifier"))
     train = train.replace("deepspeed", f"deepspeed --master_port {random.randrange(20000, 32000)}", 1)
     made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -76,6 +76,9 @@ def erase(view: torch.Tensor, erasing: RandomErasing) -> torch.Tensor:
     """timm's noise is standard normal and meant for normalised pixels; here it is brought to uint8 and ends at black
     and white. Pixels outside of the rectangle stay as they are."""
     noise = erasing(torch.full(view.shape, torch.nan))
+    erased = ~noise.isnan()
+    if not erased.any():
+        return view
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     pixels = ((noise * std + mean) * 255).round().clamp(0, 255)
-    return torch.where(noise.isnan(), view, pixels.nan_to_num().to(torch.uint8))
+    return torch.where(erased, pixels.nan_to_num().to(torch.uint8), view)
