@@ -15,25 +15,15 @@ gone), other = crash.
 """
 
 import argparse
-import json
 import os
 from pathlib import Path
 
-from launch.command import ArgumentParser, run_command
-
-RECIPES = Path(__file__).parent / "recipes"
+from launch.command import run_command
+from launch.run_arguments import RECIPES, parse_run, run_parser
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--ds_config", type=Path, help="DeepSpeed JSON; 'auto' values are filled from the recipe")
-    shipped = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
-    parser.add_argument("--recipe", help=f"a file, or one of the shipped: {shipped}")
-    parser.add_argument(
-        "--data", help="folder of shards with an index, or the index file; a path, a URL or a pipe: (recipe: data.path)"
-    )
-    parser.add_argument("--output", type=Path, help="the run directory; made if it is not there")
-    parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
+    parser = run_parser(__doc__, finetuning=False)
     parser.add_argument(
         "--init",
         type=Path,
@@ -41,15 +31,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
         help="weights to start a new run from: a run, a step_… directory, a Hugging Face folder, .safetensors, .pth; a "
         "checkpoint that --resume finds goes before",
     )
-    parser.add_argument("--help-recipe", action="store_true", help="print every recipe key with its meaning, and leave")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
-    parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
-    parsed = parser.parse_intermixed_args(arguments)
-    if not parsed.help_recipe:
-        missing = [f"--{name}" for name in ("ds_config", "recipe", "output") if getattr(parsed, name) is None]
-        if missing:
-            parser.error(f"missing: {', '.join(missing)}")
-    return parsed
+    return parse_run(parser, arguments, data="data.path")
 
 
 def main() -> int:
@@ -62,15 +44,12 @@ def main() -> int:
     from trainer.plan import plan_run
     from trainer.ranks import resolve_ranks
 
-    overrides = [*arguments.overrides, *([f"data.path={json.dumps(arguments.data)}"] if arguments.data else [])]
     ranks = resolve_ranks(os.environ)
-    recipe = load_recipe(arguments.recipe, overrides, RECIPES)
+    recipe = load_recipe(arguments.recipe, arguments.overrides, RECIPES)
     plan = plan_run(recipe, arguments.ds_config, arguments.output, ranks)
     if ranks.rank == 0:
         print(dump_recipe(recipe), flush=True)
-    from trainer.pretraining import (
-        pretrain,  # the slow import of DeepSpeed comes after all that can be refused without it
-    )
+    from trainer.pretraining import pretrain  # the slow import comes after all that can be refused without it
 
     return pretrain(plan, arguments.resume, arguments.init)
 

@@ -5,17 +5,22 @@ from pathlib import Path
 import pytest
 
 from trainer.errors import BadInput
-from trainer.recipe import Recipe, describe_recipe, differing_keys, dump_recipe, load_recipe
+from trainer.finetuning.recipe import FinetuneRecipe
+from trainer.recipe import Recipe, describe_recipe, differing_keys, dump_recipe, load_kind, load_recipe
 
 SHIPPED = Path(__file__).parents[1] / "launch" / "recipes"
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_recipe_loads_and_survives_a_round_trip(path, tmp_path):
-    recipe = load_recipe(path.stem, [], SHIPPED)
+    ours, other = (FinetuneRecipe, Recipe) if path.stem.startswith("finetune_") else (Recipe, FinetuneRecipe)
+    recipe = load_kind(ours, path.stem, [], SHIPPED)
     copy = tmp_path / "recipe.yaml"
     copy.write_text(dump_recipe(recipe))
-    assert load_recipe(str(copy), [], SHIPPED) == recipe
+    assert load_kind(ours, str(copy), [], SHIPPED) == recipe
+    for name in (path.stem, str(copy)):
+        with pytest.raises(BadInput, match=r"section finetune, so it is a recipe for launch/(pretrain|finetune)\.py"):
+            load_kind(other, name, ["finetune.layer_decay=0.5"], SHIPPED)
 
 
 def test_overrides_win_over_the_file_and_take_yaml_values():
@@ -96,9 +101,10 @@ def test_differences_between_recipes_are_named_by_key():
     assert differing_keys(load_recipe("vit_base", [], SHIPPED), now) == {"train.seed": (0, 3)}
 
 
-def test_every_key_is_documented():
-    text = describe_recipe()
-    for section, field in Recipe.model_fields.items():
+@pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe])
+def test_every_key_is_documented(kind):
+    text = describe_recipe(kind)
+    for section, field in kind.model_fields.items():
         for key, info in field.annotation.model_fields.items():
             assert info.description, f"{section}.{key}"
             assert f"  {key}: " in text

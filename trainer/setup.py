@@ -60,6 +60,9 @@ FREE_TO_CHANGE = {
     "tracking.tensorboard",
     "tracking.pictures",
     "tracking.picture_images",
+    "validation.path",
+    "validation.every_epochs",
+    "validation.batch",
 }
 
 DEEPSPEED_SECTIONS = {

@@ -3,7 +3,7 @@
 A worker owns some of the rank's lanes, so that it alone reads their blocks, and it walks through steps and epochs by
 itself: there is no pause and no new process at an epoch's end."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
@@ -33,6 +33,7 @@ class LaneShares(IterableDataset):
         config: DataConfig,
         image_size: int,
         steps: range,
+        after_crop: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     ) -> None:
         self._index = index
         self._order = order
@@ -40,6 +41,7 @@ class LaneShares(IterableDataset):
         self._config = config
         self._image_size = image_size
         self._steps = steps
+        self._after_crop = after_crop
 
     def __iter__(self) -> Iterator[Share | Failure]:
         info = get_worker_info()
@@ -93,7 +95,8 @@ class LaneShares(IterableDataset):
     def _view(self, raw: RawSample, epoch: int, position: int) -> tuple[Sample, torch.Tensor]:
         sample = parse_sample(raw)
         key = self._order.augmentation_key(epoch, position)
-        return sample, training_view(sample, key, self._config, self._image_size)
+        view = training_view(sample, key, self._config, self._image_size)
+        return sample, self._after_crop(view, key) if self._after_crop else view
 
 
 def training_view(sample: Sample, key: int, config: DataConfig, size: int) -> torch.Tensor:

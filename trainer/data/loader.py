@@ -6,7 +6,7 @@ any number of ranks and workers, and reads at most one block per lane that was r
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -82,6 +82,9 @@ class LaneLoader(Loader):
     ranks together, half of that on average, plus at most 56 MB per worker that reads ahead), and `prefetch` + 2
     micro-batches of pixels, which grow where the micro-batch does.
 
+    `after_crop`: what is done to each view after crop and flip, (uint8 [3, S, S], the sample's key) → the same. It runs
+    in the workers, so it must go through pickle.
+
     Raises BadInput if batch, ranks and lanes do not divide one another or the data are fewer than a global batch."""
 
     def __init__(
@@ -98,6 +101,7 @@ class LaneLoader(Loader):
         start_step: int = 0,
         end_step: int,
         pin_memory: bool = False,
+        after_crop: Callable[[torch.Tensor, int], torch.Tensor] | None = None,
     ) -> None:
         micro_batches = _whole_micro_batches(micro_batch, global_batch, world_size)
         self.order = LaneOrder(
@@ -110,7 +114,7 @@ class LaneLoader(Loader):
             log.info("data.workers lowered from %d to %d: one lane per worker", config.workers, num_workers)
         steps = range(start_step, end_step)
         super().__init__(
-            LaneShares(index, self.order, layout, config, image_size, steps), self.order, layout, steps,
+            LaneShares(index, self.order, layout, config, image_size, steps, after_crop), self.order, layout, steps,
             num_workers=num_workers, prefetch=config.prefetch, pin_memory=pin_memory,
         )  # fmt: skip
         self._index = index

@@ -20,7 +20,7 @@ from trainer.errors import BadInput
 MAX_DEFAULT_LANES = 256
 
 # What a key is for; the second word of every key, so that no two uses share random numbers.
-_SHARDS, _BLOCK, _AUGMENT, _MASK = range(4)
+_SHARDS, _BLOCK, _AUGMENT, _MASK, MIXING, DROP_PATH = range(6)
 
 
 class Positions:

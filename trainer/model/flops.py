@@ -6,7 +6,7 @@ is what a kernel or a checkpointed block repeats in the backward pass, as model 
 
 from typing import NamedTuple
 
-from trainer.model.config import ModelConfig
+from trainer.model.config import EncoderConfig, ModelConfig
 
 
 class StepFlops(NamedTuple):
@@ -28,7 +28,7 @@ def step_flops(config: ModelConfig, frozen_units: int) -> StepFlops:
     (an attention product: once for each factor). The patch embedding's input needs no gradient. A frozen unit costs
     its forward, and its stage nothing.
     """
-    patches = _patch_embedding(config)
+    patches = _patch_embedding(config, config.num_kept)
     tokens = 1 + config.num_kept
     block = _transformer_block(tokens, config.width, int(config.width * config.mlp_ratio))
     frozen_blocks = max(0, frozen_units - 1)
@@ -43,9 +43,17 @@ def step_flops(config: ModelConfig, frozen_units: int) -> StepFlops:
     )
 
 
-def _patch_embedding(config: ModelConfig) -> int:
-    """Only the kept patches are embedded."""
-    return _matmul(config.num_kept, 3 * config.patch_size**2, config.width)
+def classifier_flops(config: EncoderConfig, classes: int) -> StepFlops:
+    """FLOPs of one image's forward and backward in a classifier that sees all patches and trains as a whole."""
+    patches = _patch_embedding(config, config.num_patches)
+    block = _transformer_block(1 + config.num_patches, config.width, int(config.width * config.mlp_ratio))
+    above = config.num_blocks * block + _matmul(1, config.width, classes)
+    return StepFlops(forward=patches + above, backward=patches + 2 * above)
+
+
+def _patch_embedding(config: EncoderConfig, patches: int) -> int:
+    """Masked patches are not embedded."""
+    return _matmul(patches, 3 * config.patch_size**2, config.width)
 
 
 def _transformer_block(tokens: int, dim: int, mlp_dim: int) -> int:

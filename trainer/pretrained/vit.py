@@ -7,21 +7,26 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from trainer.model.config import ModelConfig
+from trainer.model.config import EncoderConfig
 from trainer.pretrained.weights import Pretrained, require_weights
 
 HEAD_PARTS = ("head.", "fc_norm.")
 """What stands behind the encoder in a classifier; no pre-training makes it."""
 
 
-def build_vit(config: ModelConfig, **timm_options: Any) -> VisionTransformer:
+def build_vit(config: EncoderConfig, **timm_options: Any) -> VisionTransformer:
     """A newly initialised VisionTransformer of the encoder's shape: class token, learnable positions for the configured
     image, biases on queries, keys and values, exact GELU.
 
     `timm_options` go to timm's class as they are: num_classes (1000 unless given, 0 for features), global_pool (token
     unless given), drop_path_rate, …
     """
-    options: dict[str, Any] = {
+    return VisionTransformer(**(vit_options(config) | timm_options))
+
+
+def vit_options(config: EncoderConfig) -> dict[str, Any]:
+    """The encoder's shape in the words of timm's class."""
+    return {
         "img_size": config.image_size,
         "patch_size": config.patch_size,
         "embed_dim": config.width,
@@ -30,7 +35,6 @@ def build_vit(config: ModelConfig, **timm_options: Any) -> VisionTransformer:
         "mlp_ratio": config.mlp_ratio,
         "norm_layer": partial(nn.LayerNorm, eps=config.norm_eps),
     }
-    return VisionTransformer(**(options | timm_options))
 
 
 @torch.no_grad()

@@ -48,7 +48,7 @@ class Metrics:
     def write(self, event: str, **fields: Any) -> None:
         self._unwritten += (json.dumps({"event": event, **_without_nan(fields)}) + "\n").encode()
         self._guarded(self._write_out)
-        if self._board is not None and event in ("step", "freeze"):
+        if self._board is not None and event in ("step", "freeze", "evaluation"):
             self._guarded(lambda: self._draw_scalars(event, fields), gives_up_board=True)
 
     def picture(self, name: str, path: Path, step: int) -> None:
@@ -105,6 +105,8 @@ def _scalars(event: str, fields: dict[str, Any]) -> list[tuple[str, float]]:
     """TensorBoard names: train/loss, stage_loss/2, learning_rate/unit_05, freeze/seconds, …"""
     if event == "freeze":
         return [("freeze/seconds", fields["seconds"])]
+    if event == "evaluation":
+        return [(f"evaluation/{name}", value) for name, value in fields.items() if name not in ("step", "epoch")]
     scalars = []
     for name, value in fields.items():
         if name == "loss_stages":

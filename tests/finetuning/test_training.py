@@ -1,0 +1,164 @@
+"""Whole small fine-tunings on real ranks: they learn, equal plain AdamW, and go on exactly where they stopped."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from tests.distributed import RankPool
+from tests.finetuning.small import KINDS, OFF, run_small, small_plan, state
+from trainer.data.evaluation import centre_view
+from trainer.data.loader import LaneLoader
+from trainer.data.reader import parse_sample, read_samples
+from trainer.finetuning.mixing import normalised
+from trainer.finetuning.plan import FinetunePlan
+from trainer.loop import DONE, STOPPED
+from trainer.pretrained import load_pretrained
+from trainer.tracking.metrics import read_metrics
+
+EPOCH = 6
+"""Steps: 97 images in batches of 16."""
+
+
+def start(data: Path, init: Path, output: Path, until: int | None, settings: dict[str, Any]) -> int:
+    return run_small(data, init, output, until, **settings)
+
+
+def by_step(output: Path, event: str, *fields: str) -> dict[int, list[Any]]:
+    return {e["step"]: [e[field] for field in fields] for e in read_metrics(output) if e["event"] == event}
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_a_run_stopped_within_an_epoch_goes_on_to_the_bit(
+    two_ranks: RankPool, split: Path, pretrained: Path, tmp_path: Path, stage: int
+) -> None:
+    """With everything random on: RandAugment, erasing, mixup, cutmix, drop-path; and the moving average."""
+    settings = {"stage": stage, "train": {"epochs": 1.5}, "finetune": {"average": 0.9, "drop_path": 0.5}}
+    whole, halved = tmp_path / "whole", tmp_path / "halved"
+    assert two_ranks.run(start, split, pretrained, whole, None, settings) == [DONE] * 2
+    assert two_ranks.run(start, split, pretrained, halved, 4, settings) == [STOPPED] * 2
+    assert max(by_step(halved, "step")) == 4
+    assert two_ranks.run(start, split, pretrained, halved, None, settings) == [DONE] * 2
+
+    ours, theirs = state(halved), state(whole)
+    assert ours.keys() == theirs.keys()
+    assert {key.split()[0] for key in ours} == set(KINDS)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    for event, fields in {"step": ["loss", "lr"], "evaluation": ["top1", "top5", "loss", "average_loss"]}.items():
+        assert by_step(halved, event, *fields) == by_step(whole, event, *fields)
+    assert list(by_step(whole, "evaluation")) == [EPOCH, 9]
+    changed = [key for key in theirs if key.startswith("master") and not torch.equal(
+        theirs[key], theirs[key.replace("master", "average")])]  # fmt: skip
+    assert changed, "an average that is the weights shows nothing"
+
+
+def test_another_number_of_ranks_goes_on_to_rounding(
+    two_ranks: RankPool, one_rank: RankPool, split: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    """With the augmentation of each image and the moving average; what depends on the layout is off."""
+    settings = {"augmentation": {"mixup": 0, "cutmix": 0}, "finetune": {"average": 0.9, "drop_path": 0}}
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    assert two_ranks.run(start, split, pretrained, whole, None, settings) == [DONE] * 2
+    assert two_ranks.run(start, split, pretrained, moved, 3, settings) == [STOPPED] * 2
+    assert one_rank.run(start, split, pretrained, moved, None, settings | {"stage": 1}) == [DONE]
+    ours, theirs = state(moved), state(whole)
+    for key in theirs:
+        assert torch.allclose(ours[key], theirs[key], rtol=1e-3, atol=2e-5), key
+
+
+def rates(step: int, total: int, warmup: int) -> list[float]:
+    """Of the four units of a ViT of two blocks at lr 2e-3, with a floor of 1e-6 and a decay of 0.75 a unit."""
+    share = step / warmup if step < warmup else None
+    cosine = (1 + math.cos(math.pi * (step - warmup) / (total - warmup))) / 2
+    head = 2e-3 * share if share is not None else 1e-6 + (2e-3 - 1e-6) * cosine
+    return [head * 0.75 ** (3 - unit) for unit in range(4)]
+
+
+def plain_training(plan: FinetunePlan, init: Path) -> dict[str, torch.Tensor]:
+    """The same in one process without any of the engine: torch's AdamW, the whole batch at once."""
+    torch.manual_seed(plan.recipe.train.seed)
+    model = plan.new_model()
+    model.load_encoder(load_pretrained(init))
+    units: dict[int, list[tuple[str, torch.nn.Parameter]]] = {unit: [] for unit in range(4)}
+    for name, parameter in model.named_parameters():
+        units[int(name.split(".")[1]) + 1 if name.startswith("blocks") else 3 if "head" in name or "fc_norm" in name
+              else 0].append((name, parameter))  # fmt: skip
+    tokens = ("cls_token", "pos_embed")
+    groups = [
+        {"params": [p for n, p in named if (p.ndim > 1 and n not in tokens) == decayed], "unit": unit,
+         "weight_decay": 0.05 if decayed else 0.0}
+        for unit, named in units.items() for decayed in (True, False)
+    ]  # fmt: skip
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8)
+    average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    loader = LaneLoader(
+        plan.index, plan.recipe.data, image_size=32, seed=0, global_batch=16, micro_batch=16, rank=0, world_size=1,
+        end_step=plan.total_steps,
+    )  # fmt: skip
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = rates(step, plan.total_steps, 3)[group["unit"]]
+        optimizer.zero_grad()
+        F.cross_entropy(model((batch.images / 255 - mean) / std), batch.labels).backward()
+        optimizer.step()
+        for name, parameter in model.named_parameters():
+            average[name].mul_(0.9).add_(parameter.detach(), alpha=0.1)
+    weights = {f"master {name}": parameter.detach().flatten() for name, parameter in model.named_parameters()}
+    return weights | {f"average {name}": values.flatten() for name, values in average.items()}
+
+
+def test_two_ranks_equal_plain_adamw_with_a_rate_for_each_unit(
+    two_ranks: RankPool, split: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = {"augmentation": OFF, "finetune": {"average": 0.9, "drop_path": 0}}
+    assert two_ranks.run(start, split, pretrained, tmp_path / "run", None, settings) == [DONE] * 2
+    theirs = plain_training(small_plan(split, pretrained, tmp_path / "plain", **settings), pretrained)
+    ours = {key: values for key, values in state(tmp_path / "run").items() if not key.startswith("exp")}
+    assert ours.keys() == theirs.keys()
+    for key in theirs:
+        assert torch.allclose(ours[key], theirs[key], rtol=1e-3, atol=5e-6), key
+    logged = by_step(tmp_path / "run", "step", "lr")
+    assert logged[5][0] == pytest.approx(rates(4, EPOCH, 3))
+
+
+def test_it_learns_held_out_photographs_and_counts_them_exactly(
+    two_ranks: RankPool, split: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = {"train": {"epochs": 12}, "augmentation": {"mixup": 0, "cutmix": 0}, "validation": {"every_epochs": 4}}
+    run = tmp_path / "run"
+    assert two_ranks.run(start, split, pretrained, run, None, settings) == [DONE] * 2
+    measured = by_step(run, "evaluation", "top1", "top5", "loss", "images", "average_top1", "average_top5")
+    assert list(measured) == [4 * EPOCH, 8 * EPOCH, 12 * EPOCH]
+    assert measured[12 * EPOCH][0] > 0.5, "chance is one in six"
+
+    plan = small_plan(split, pretrained, tmp_path / "again", **settings)
+    assert plan.validation is not None
+    samples = [parse_sample(raw) for raw in read_samples(plan.validation, np.arange(plan.validation.num_samples))]
+    found: list[float] = []
+    for kind in ("master", "average"):
+        model = plan.new_model().eval()
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(state(run)[f"{kind} {name}"].view_as(parameter))
+            logits = torch.cat([model(normalised(centre_view(sample, 32)[None])) for sample in samples])
+        labels = torch.tensor([sample.label for sample in samples])
+        above = (logits > logits.gather(1, labels[:, None])).sum(1)
+        loss = F.cross_entropy(logits, labels).item()
+        shares = [(above < k).sum().item() / len(labels) for k in (1, 5)]
+        found += [*shares, loss, len(labels)] if kind == "master" else shares
+    assert measured[12 * EPOCH] == pytest.approx(found, rel=1e-4)
+
+
+def test_without_an_average_or_a_validation_neither_is_there(
+    one_rank: RankPool, split: Path, pretrained: Path, tmp_path: Path
+) -> None:
+    settings = {"finetune": {"average": None}, "validation": {"every_epochs": 0}, "train": {"epochs": 0.5}}
+    settings |= {"optimizer": {"warmup_epochs": 0.1}}
+    assert one_rank.run(start, split, pretrained, tmp_path / "run", None, settings) == [DONE]
+    assert not by_step(tmp_path / "run", "evaluation")
+    assert not [key for key in state(tmp_path / "run") if key.startswith("average")]

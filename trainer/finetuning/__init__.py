@@ -1,0 +1,1 @@
+"""Fine-tuning: a pre-trained ViT becomes a classifier, on the engine, the data and the checkpoints of pre-training."""
