@@ -62,7 +62,7 @@ def knn_accuracies(
         for i, k in enumerate(ks):
             for j, temperature in enumerate(temperatures):
                 votes = weighted_votes(similarities[:, :k], labels[:, :k], temperature, num_classes)
-                correct[i, j] += count_hits(votes, query_labels[piece])
+                correct[i, j] += count_hits(votes.log(), query_labels[piece])
         progress(min((number + 1) * QUERIES_AT_ONCE, len(queries)))
     shares = (sum_over_ranks(correct).double() / len(queries)).tolist()
     return [
@@ -96,8 +96,8 @@ def weighted_votes(similarities: Tensor, labels: Tensor, temperature: float, num
 
 
 def count_hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """int64 [2]: how many rows of scores [Q, classes] have their label first, and among the first five, with a score
-    above 0."""
+    """int64 [2]: how many rows of scores [Q, classes] have their label first, and among the first five. A score that is
+    not finite is no answer."""
     values, classes = scores.topk(min(5, scores.shape[1]), dim=1)
-    hits = (classes == labels[:, None]) & (values > 0)
+    hits = (classes == labels[:, None]) & values.isfinite()
     return torch.stack([hits[:, 0].sum(), hits.sum()])

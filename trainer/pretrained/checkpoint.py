@@ -1,6 +1,7 @@
 """The checkpoints of this program as pre-trained weights."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -28,7 +29,8 @@ def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
         name: checkpoint.read(MASTER, name, 0, checkpoint.numel(name)).view(shape)
         for name, shape in checkpoint.manifest.shapes.items()
     }
-    return from_localmim(config, weights, f"{path}, step {step_of(directory)}")
+    step = step_of(directory)
+    return replace(from_localmim(config, weights, f"{path}, step {step}"), step=step)
 
 
 def model_config(recipe: dict, source: Path) -> ModelConfig:

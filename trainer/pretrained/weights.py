@@ -30,6 +30,9 @@ class Pretrained:
     source: str
     """For logs: ``runs/x, step 1234``."""
 
+    step: int | None = None
+    """Of the checkpoint, where the source is one."""
+
 
 def from_localmim(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> Pretrained:
     """From all parameters of a `LocalMIM` of this configuration."""

@@ -24,6 +24,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return events
 
 
+def append_event(run: Path, event: str, **fields: Any) -> bool:
+    """Add an event to metrics.jsonl of a run that this process does not carry on. Returns whether it is there now.
+
+    One write to the end of the file, which does no harm to a run that is under way. Nothing is written where there is
+    no such file, where it may not be written, or where a crash cut its last line short."""
+    path = run / "metrics.jsonl"
+    line = (json.dumps({"event": event, **_without_nan(fields)}) + "\n").encode()
+    try:
+        if path.read_bytes()[-1:] not in (b"", b"\n"):
+            return False
+        with open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_APPEND)) as file:
+            return file.write(line) == len(line)
+    except OSError:
+        return False
+
+
 class Metrics:
     """Appends events. Opening at a step > 0 first drops what an earlier process wrote beyond that step, since those
     steps are about to be taken again.
