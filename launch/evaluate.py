@@ -1,13 +1,13 @@
-r"""Judge a representation by its k nearest neighbours.
+r"""Judge a representation: by its k nearest neighbours, or by linear classifiers on it.
 
     deepspeed launch/evaluate.py knn --init RUN --data SHARDS
-    torchrun --nproc_per_node 8 launch/evaluate.py knn … (the same)
-    python launch/evaluate.py knn … (one process)
+    deepspeed launch/evaluate.py linear --init RUN --data SHARDS
+    torchrun --nproc_per_node 8 launch/evaluate.py … (the same); python launch/evaluate.py … (one process)
 
 --init takes whatever pre-training, export or others left: a run directory (its newest whole checkpoint), a step_…
 directory, a file. --data is a folder with an index of the training shards, train.json, and one of the held-out shards,
-val.json; --val names another place for these. Prints a table; --output writes it as JSON. A run directory gets
-an `evaluation` event in its metrics.jsonl, and nothing else of it is touched.
+val.json; --val names another place for these. Prints a table, which --output writes as JSON. A run directory gets an
+`evaluation` event in its metrics.jsonl; nothing else in it is touched. docs/evaluation.md says what the figures mean.
 Exit codes: 0 done, 2 bad input, other = crash.
 """
 
@@ -20,12 +20,38 @@ from launch.command import ArgumentParser, run_command
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    methods = parser.add_subparsers(dest="method", required=True, metavar="{knn}")
+    methods = parser.add_subparsers(dest="method", required=True, metavar="{knn,linear}")
     knn = methods.add_parser("knn", help="exact cosine k-NN, votes weighted by exp(similarity / temperature)")
     _add_common(knn)
     knn.add_argument("--k", type=_positive, nargs="+", default=[10, 20, 100, 200], help="default: 10 20 100 200")
     knn.add_argument("--temperature", type=_above_zero, nargs="+", default=[0.07], help="default: 0.07")
+    _add_linear(methods.add_parser("linear", help="a sweep of linear classifiers, trained at once with LARS"))
     return parser.parse_args(arguments)
+
+
+def _add_linear(parser: argparse.ArgumentParser) -> None:
+    _add_common(parser)
+    parser.add_argument(
+        "--cached",
+        action="store_true",
+        help="train on features of centre crops, computed once, instead of augmented views: one pass over the data, "
+        "and a lower figure; for small studies",
+    )
+    parser.add_argument("--epochs", type=_above_zero, default=90.0, help="default: 90")
+    parser.add_argument("--warmup-epochs", type=_at_least_zero, default=10.0, help="default: 10")
+    parser.add_argument(
+        "--global-batch", type=_positive, default=16384, help="images per update, all ranks together; default: 16384"
+    )
+    parser.add_argument(
+        "--rates", type=_above_zero, nargs="+", default=[0.03, 0.1, 0.3, 1.0, 3.0, 10.0], metavar="RATE",
+        help="base learning rates, per 256 images; default: 0.03 0.1 0.3 1 3 10",
+    )  # fmt: skip
+    parser.add_argument(
+        "--norm", nargs="+", choices=["batch", "none"], default=["batch", "none"],
+        help="BatchNorm without affine parameters before the classifier, or nothing; default: both",
+    )  # fmt: skip
+    parser.add_argument("--classes", type=_positive, help="how many, where the index of the shards does not name them")
+    parser.add_argument("--seed", type=int, default=0, help="of the classifiers, the order and the crops")
 
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
@@ -51,12 +77,19 @@ def _positive(text: str) -> int:
 
 
 def _above_zero(text: str) -> float:
+    number = _at_least_zero(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"give a number above 0, not {text!r}")
+    return number
+
+
+def _at_least_zero(text: str) -> float:
     try:
         number = float(text)
     except ValueError:
-        number = 0.0
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"give a number above 0, not {text!r}")
+        number = -1.0
+    if not 0 <= number < float("inf"):
+        raise argparse.ArgumentTypeError(f"give a number, 0 or above, not {text!r}")
     return number
 
 

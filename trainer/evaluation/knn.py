@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trainer.evaluation.collectives import rank_and_world_size, sum_over_ranks
+from trainer.evaluation.hits import count_hits
 
 QUERIES_AT_ONCE = 256
 BANK_AT_ONCE = 65536
@@ -41,9 +42,9 @@ def knn_accuracies(
 ) -> list[KnnAccuracy]:
     """Accuracy for every k and temperature, from one search for the largest k. Collective.
 
-    Every rank holds all of bank fp32 [N, D] and queries fp32 [Q, D] with their labels int64 [N], [Q], and searches for a
-    share of the queries. These are dealt out in pieces whose borders do not depend on the number of ranks, so neither
-    does the result. A k above N means all N. Takes about 6 · 256 · 65536 bytes beside the features.
+    Every rank holds all of bank fp32 [N, D] and queries fp32 [Q, D] with their labels int64 [N], [Q], and searches for
+    the neighbours of a share of the queries. These are dealt out in pieces whose borders do not depend on the number of
+    ranks, so neither does the result. A k above N means all N. Takes some 4 · 256 · 65536 bytes and a second bank.
 
     progress: told how many queries are done, as far as this rank knows."""
     if not (bank.isfinite().all() and queries.isfinite().all()):
@@ -93,11 +94,3 @@ def weighted_votes(similarities: Tensor, labels: Tensor, temperature: float, num
     for the nearest neighbour's weight is made 1."""
     weights = ((similarities - similarities[:, :1]).double() / temperature).exp()
     return weights.new_zeros(len(labels), num_classes).scatter_add_(1, labels, weights)
-
-
-def count_hits(scores: Tensor, labels: Tensor) -> Tensor:
-    """int64 [2]: how many rows of scores [Q, classes] have their label first, and among the first five. A score that is
-    not finite is no answer."""
-    values, classes = scores.topk(min(5, scores.shape[1]), dim=1)
-    hits = (classes == labels[:, None]) & values.isfinite()
-    return torch.stack([hits[:, 0].sum(), hits.sum()])
