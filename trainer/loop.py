@@ -22,6 +22,7 @@ from trainer.data.loader import make_loader
 from trainer.device_feed import on_device
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
+from trainer.evaluation.online import OnlineKnn
 from trainer.freezing.controller import FreezeController
 from trainer.logbook import Logbook
 from trainer.model.compile import CompiledBlock, compile_block
@@ -115,6 +116,7 @@ class Training:
             signals, stop_after=train.stop_after, timeout=collective_timeout(train.hang_timeout)
         )
         self.bad_steps = BadSteps(train.max_bad_steps)
+        self.knn = OnlineKnn(plan, self.engine, device, self.logbook.say)
         self.saves = BackgroundSaves(plan.checkpoints, recipe.checkpoint, self._ask_to_stop)
 
     def _compile(self) -> CompiledBlock:
@@ -181,6 +183,8 @@ class Training:
                 self.watchdog.at("log", self.step)
                 self.logbook.step(self.step)
             self._tell_saves()
+            if self.knn.is_due(self.step) and not stop:
+                self._evaluate()
             if save:
                 self.watchdog.at("save", self.step)
                 self._save()
@@ -254,6 +258,11 @@ class Training:
             shapes=self.shapes,
             files={},
         )
+
+    def _evaluate(self) -> None:
+        with self.throughput.aside():
+            result = self.knn.evaluate(lambda what: self.watchdog.at(what, self.step))
+        self.logbook.evaluation(self.step, result)
 
     def _save(self) -> None:
         with self.throughput.aside():

@@ -7,9 +7,11 @@ from typing import Any
 
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.order import LaneOrder, Positions
+from trainer.data.shard_index import ShardIndex
 from trainer.data.source import DataSource, open_source, positions_of
 from trainer.engine.ds_config import ResolvedDsConfig, resolve_ds_config
 from trainer.errors import BadInput
+from trainer.evaluation.splits import open_held_out
 from trainer.freezing.rebatch import micro_batch_by_frozen_units, micro_batches_of_run
 from trainer.freezing.schedule import FreezeSchedule
 from trainer.ranks import Ranks
@@ -27,6 +29,8 @@ class RunPlan:
     total_steps: int
     output: Path
     ranks: Ranks
+    held_out: ShardIndex | None = None
+    """Shards for the evaluations on the way, where the recipe asks for them."""
 
     @property
     def checkpoints(self) -> Path:
@@ -43,8 +47,20 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
     )
     schedule = plan_schedule(recipe, positions.steps_per_epoch)
     micro_batches = plan_micro_batches(recipe, ds, ranks.world_size, schedule)
+    held_out = None
+    if recipe.evaluation.interval(positions.steps_per_epoch):
+        held_out = open_held_out(recipe.evaluation, index, recipe.data, ranks.rank)
     return RunPlan(
-        recipe, ds, index, schedule, micro_batches, positions.steps_per_epoch, schedule.total_steps, output, ranks
+        recipe,
+        ds,
+        index,
+        schedule,
+        micro_batches,
+        positions.steps_per_epoch,
+        schedule.total_steps,
+        output,
+        ranks,
+        held_out,
     )
 
 

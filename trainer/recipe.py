@@ -17,6 +17,7 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
 from trainer.engine.config import OptimizerConfig
 from trainer.errors import BadInput
+from trainer.evaluation.config import EvaluationConfig
 from trainer.freezing.config import FreezingConfig
 from trainer.model.config import ModelConfig
 from trainer.section import Section
@@ -114,6 +115,7 @@ class Recipe(Section):
     train: TrainConfig = TrainConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
     tracking: TrackingConfig = TrackingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="after")
     def _warmup_fits(self) -> "Recipe":

@@ -23,6 +23,7 @@ from trainer.checkpoint.reader import Checkpoint
 from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
+from trainer.evaluation.config import EvaluationConfig
 from trainer.files import write_text
 from trainer.model.localmim import LocalMIM
 from trainer.plan import RunPlan
@@ -60,6 +61,7 @@ FREE_TO_CHANGE = {
     "tracking.tensorboard",
     "tracking.pictures",
     "tracking.picture_images",
+    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields),  # it changes nothing of the training
 }
 
 DEEPSPEED_SECTIONS = {

@@ -18,14 +18,18 @@ from trainer.recipe import parse_recipe
 from trainer.stopping import SIGNALS, StopSignals
 from trainer.watchdog import Watchdog
 
+ALONE = Ranks(0, 0, 1, 1)
 
-def small_plan(shards: Path, output: Path, ds_config: dict[str, Any], **changes: dict[str, Any]) -> RunPlan:
+
+def small_plan(
+    shards: Path, output: Path, ds_config: dict[str, Any], ranks: Ranks = ALONE, **changes: dict[str, Any]
+) -> RunPlan:
     """One rank's plan for the recipe of the tests. `changes`: sections, with the keys that are other than there."""
     output.mkdir(parents=True, exist_ok=True)
     (output / "given.json").write_text(json.dumps(ds_config))
     data = {"workers": 0, "window": 4, "lanes": 4, "path": str(shards)}
     tree = yaml.safe_load(small_recipe(data=data, **changes))
-    return plan_run(parse_recipe(tree, "test"), output / "given.json", output, Ranks(0, 0, 1, 1))
+    return plan_run(parse_recipe(tree, "test"), output / "given.json", output, ranks)
 
 
 @contextmanager

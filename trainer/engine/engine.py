@@ -204,6 +204,14 @@ class FreezingEngine:
         engine whose model held the same fp32 weights when it was built, so that the cast weights match already."""
         return local_fragments(self._engine, self._groups, owned_only=owned_only)
 
+    def whole_weights(self, prefixes: tuple[str, ...]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and a copy of each parameter whose name begins so, frozen ones too, as the forward uses it: on the
+        device, in its own dtype. Changes nothing of the training. Collective at stage 3, where each is gathered in
+        turn."""
+        for name, parameter in self.model.named_parameters():
+            if name.startswith(prefixes):
+                yield name, internals.whole_weight(parameter)
+
     def resume_state(self) -> dict[str, Any]:
         """What besides the fragments makes a resumed run continue exactly: counters and loss scale. JSON-able."""
         return {

@@ -31,7 +31,7 @@ Say = Callable[[str], None]
 def evaluate(arguments: Namespace, ranks: Ranks) -> int:
     """Run on every rank. Raises `BadInput`."""
     say = Console(ranks.rank).say
-    _require_new(arguments)
+    _check_files(arguments)
     train, held_out = _open(arguments, ranks.rank)
     device = start_process_group(ranks, COLLECTIVE_TIMEOUT)
     loaded = load_encoder(arguments.init, device, arguments.precision, say)
@@ -50,8 +50,10 @@ def evaluate(arguments: Namespace, ranks: Ranks) -> int:
     return 0
 
 
-def _require_new(arguments: Namespace) -> None:
-    output = arguments.output
+def _check_files(arguments: Namespace) -> None:
+    init, output = arguments.init, arguments.output
+    if not init.exists():
+        raise BadInput(f"--init {init}: there is nothing; give a run directory, a step_… directory or a weights file")
     if output and output.exists() and not arguments.overwrite:
         raise BadInput(f"--output {output}: exists; choose another, or add --overwrite")
     if output and not output.parent.is_dir():

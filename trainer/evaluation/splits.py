@@ -2,8 +2,12 @@
 
 from dataclasses import dataclass
 
+from trainer.data.config import DataConfig
 from trainer.data.shard_index import ShardIndex
+from trainer.data.source import DataSource
+from trainer.data.storage import Storage
 from trainer.errors import BadInput
+from trainer.evaluation.config import EvaluationConfig
 
 
 @dataclass(frozen=True)
@@ -25,3 +29,20 @@ def require_same_classes(train: ShardIndex, held_out: ShardIndex) -> None:
         f"{held_out.name} has other classes than {train.name}: {len(held_out.classes)} and {len(train.classes)}, and "
         f"label {label} is the first that differs: convert both splits with one list of classes"
     )
+
+
+def open_held_out(config: EvaluationConfig, train: DataSource, data: DataConfig, rank: int) -> ShardIndex:
+    """The held-out shards of a pre-training that `evaluation` asks for. Raises BadInput if there are none that go with
+    the training shards."""
+    if not isinstance(train, ShardIndex):
+        raise BadInput(
+            "evaluation: a pipe: as data.path gives no exact set of training samples; set evaluation.every_…=0"
+        )
+    path = config.path or data.path
+    assert path is not None  # the training shards were opened
+    if config.path is None and path.partition("?")[0].endswith(".json"):
+        raise BadInput(f"evaluation.path is empty and data.path is a file, {train.name}: say where held-out shards lie")
+    storage = Storage(data.retries, data.timeout)
+    held_out = ShardIndex.open(path, "val", storage=storage, check_remote_shards=rank == 0)
+    require_same_classes(train, held_out)
+    return held_out

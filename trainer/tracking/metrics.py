@@ -64,7 +64,7 @@ class Metrics:
     def write(self, event: str, **fields: Any) -> None:
         self._unwritten += (json.dumps({"event": event, **_without_nan(fields)}) + "\n").encode()
         self._guarded(self._write_out)
-        if self._board is not None and event in ("step", "freeze"):
+        if self._board is not None and event in ("step", "freeze", "evaluation"):
             self._guarded(lambda: self._draw_scalars(event, fields), gives_up_board=True)
 
     def picture(self, name: str, path: Path, step: int) -> None:
@@ -118,9 +118,16 @@ def _without_nan(value: Any) -> Any:
 
 
 def _scalars(event: str, fields: dict[str, Any]) -> list[tuple[str, float]]:
-    """TensorBoard names: train/loss, stage_loss/2, learning_rate/unit_05, freeze/seconds, …"""
+    """TensorBoard names: train/loss, stage_loss/2, learning_rate/unit_05, freeze/seconds,
+    evaluation/knn_mean_20_0.07_top1, …"""
     if event == "freeze":
         return [("freeze/seconds", fields["seconds"])]
+    if event == "evaluation":
+        return [
+            ("_".join(["evaluation/knn", row["pool"], str(row["k"]), f"{row['temperature']:g}", top]), row[top])
+            for row in fields["results"]
+            for top in ("top1", "top5")
+        ]
     scalars = []
     for name, value in fields.items():
         if name == "loss_stages":

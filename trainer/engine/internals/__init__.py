@@ -36,6 +36,7 @@ from trainer.engine.internals.state import (
     set_counters,
     set_loss_scaler_state,
     set_micro_batch,
+    whole_weight,
 )
 from trainer.engine.internals.updates import step_if_finite
 
@@ -58,4 +59,5 @@ __all__ = [
     "step_if_finite",
     "undo_constructor_step",
     "warn_if_untested",
+    "whole_weight",
 ]
