@@ -77,20 +77,24 @@ def _positive(text: str) -> int:
 
 
 def _above_zero(text: str) -> float:
-    number = _at_least_zero(text)
-    if number == 0:
+    number = _number(text)
+    if not 0 < number < float("inf"):
         raise argparse.ArgumentTypeError(f"give a number above 0, not {text!r}")
     return number
 
 
 def _at_least_zero(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
+    number = _number(text)
     if not 0 <= number < float("inf"):
         raise argparse.ArgumentTypeError(f"give a number, 0 or above, not {text!r}")
     return number
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return float("nan")
 
 
 def main() -> int:

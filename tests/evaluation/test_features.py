@@ -8,7 +8,7 @@ import torch
 
 from tests.distributed import RankPool, run_on_ranks
 from tests.evaluation.painted import COLOURS, EDGES, painted_class
-from tests.evaluation.small_encoder import small_encoder
+from tests.evaluation.small_encoder import CONFIG, small_encoder
 from trainer.data.decode import decode_rgb
 from trainer.data.evaluation import evenly_chosen
 from trainer.data.reader import parse_sample, read_samples
@@ -16,7 +16,6 @@ from trainer.data.shard_index import ShardIndex
 from trainer.errors import BadInput
 from trainer.evaluation.encoder import Encoder
 from trainer.evaluation.features import Features, _once_each, extract_features
-from trainer.model.config import ModelConfig
 from trainer.pretrained import build_vit
 
 
@@ -102,9 +101,8 @@ def test_the_features_are_the_normed_class_token_and_the_mean_of_the_normed_patc
 
 
 def test_a_vit_without_its_norm_is_refused() -> None:
-    config = ModelConfig(image_size=32, embed_dim=32, depth=4, num_heads=2, decoder_dim=32, decoder_heads=2)
     with pytest.raises(ValueError, match="global_pool"):
-        Encoder(build_vit(config, num_classes=0, global_pool="avg"))
+        Encoder(build_vit(CONFIG, num_classes=0, global_pool="avg"))
 
 
 @pytest.mark.parametrize(("ids", "wanted"), [([0, 1, 1], 3), ([0, 2], 3), ([0, 1, 2, 2], 3)])

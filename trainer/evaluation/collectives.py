@@ -1,6 +1,5 @@
 """The few collectives that evaluation needs; without a process group there is one rank, and nothing to do."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -25,8 +24,3 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
-
-
-def none_of_any_rank(truth: bool, device: torch.device) -> bool:
-    """Whether `truth` is False on every rank."""
-    return not sum_over_ranks(torch.tensor(int(truth), device=device)).item()

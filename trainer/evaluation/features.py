@@ -15,6 +15,7 @@ from torch import Tensor
 from trainer.data.evaluation import evaluation_batches
 from trainer.data.reader import NO_LABEL
 from trainer.data.shard_index import ShardIndex
+from trainer.data.storage import Storage
 from trainer.errors import BadInput
 from trainer.evaluation.collectives import rank_and_world_size, rows_of_all_ranks
 from trainer.evaluation.encoder import POOLS, Encoder, Pool
@@ -47,6 +48,7 @@ def extract_features(
     pools: Sequence[Pool] = POOLS,
     chosen: NDArray[np.int64] | None = None,
     workers: int = 2,
+    storage: Storage | None = None,
     progress: Callable[[int], None] = lambda done: None,
 ) -> Features:
     """Features of the centre crops of an index's images, whole on every rank and on the encoder's device. Collective.
@@ -59,6 +61,7 @@ def extract_features(
         batch: images per forward of a rank.
         chosen: rising ids of the samples that are wanted; all unless given.
         workers: threads of each rank that read and decode.
+        storage: how they read; with its defaults unless given.
         progress: told after every batch how many images of all are done, as far as this rank knows.
 
     Raises BadInput if a sample has no label, ShardError if one is damaged.
@@ -69,7 +72,7 @@ def extract_features(
     labels, samples, valid, done = [], [], [], 0
     batches = evaluation_batches(
         index, image_size=encoder.image_size, batch=batch, rank=rank, world_size=world_size, chosen=chosen,
-        workers=workers,
+        workers=workers, storage=storage,
     )  # fmt: skip
     for read in batches:
         pooled = encoder(read.images)

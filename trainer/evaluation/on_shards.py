@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from trainer.data.evaluation import evenly_chosen
+from trainer.data.storage import Storage
 from trainer.errors import BadInput
 from trainer.evaluation.encoder import POOLS, Encoder, Pool
 from trainer.evaluation.features import Features, extract_features
@@ -18,12 +19,13 @@ from trainer.evaluation.splits import Split, require_same_classes
 
 @dataclass(frozen=True)
 class Extraction:
-    """How features are computed: images per forward of a rank, its decoding threads, and who hears of it. `alive` is
-    told after every batch what goes on, `say` now and then how long it will take."""
+    """How features are computed: images per forward of a rank, its decoding threads and how they read, and who hears of
+    it. `alive` is told after every batch what goes on, `say` now and then how long it will take."""
 
     batch: int = 64
     workers: int = 4
     pools: Sequence[Pool] = POOLS
+    storage: Storage | None = None
     say: Callable[[str], None] = print
     alive: Callable[[str], None] = lambda what: None
 
@@ -31,7 +33,7 @@ class Extraction:
         chosen = evenly_chosen(split.index.num_samples, split.most)
         return extract_features(
             encoder, split.index, batch=self.batch, pools=self.pools, chosen=chosen, workers=self.workers,
-            progress=self.progress(f"features of {split.name} images", len(chosen)),
+            storage=self.storage, progress=self.progress(f"features of {split.name} images", len(chosen)),
         )  # fmt: skip
 
     def progress(self, what: str, total: int, unit: str = "images") -> Callable[[int], None]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from trainer.data.shard_index import ShardIndex
+from trainer.data.storage import Storage
 from trainer.engine.engine import FreezingEngine
 from trainer.evaluation.encoder import Encoder, Precision
 from trainer.evaluation.on_shards import Extraction, knn_on_shards
@@ -35,7 +37,9 @@ class OnlineKnn:
         what goes on. Raises ShardError if a sample is damaged."""
         plan, config = self._plan, self._plan.recipe.evaluation
         assert plan.held_out is not None  # the plan opened it, since there is an interval
-        extraction = Extraction(config.batch, config.workers, [config.pool], self._say, alive)
+        assert isinstance(plan.index, ShardIndex)  # and refused a pipe
+        storage = Storage(plan.recipe.data.retries, plan.recipe.data.timeout)
+        extraction = Extraction(config.batch, config.workers, [config.pool], storage, self._say, alive)
         return knn_on_shards(
             live_encoder(self._engine, plan.recipe.model, self._device, plan.ds.precision),
             Split("training", plan.index, config.train_samples),
@@ -49,11 +53,10 @@ class OnlineKnn:
 def live_encoder(engine: FreezingEngine, config: ModelConfig, device: torch.device, precision: Precision) -> Encoder:
     """The encoder as it is now, in fp32, with the norm of the stage that reads its last block. Collective at ZeRO-3.
 
-    Takes 4 bytes a parameter of it on every rank, while it is filled twice that."""
+    Takes 4 bytes a parameter of it on the device of every rank, while it is filled twice that."""
     norm = f"stages.{len(config.stage_blocks) - 1}.norm."
     weights = {name: weight.float() for name, weight in engine.whole_weights((*ENCODER_PARTS, norm))}
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):  # no initial weights, and none of the run's numbers
+    with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, on the host; the run's numbers stay
         vit = build_vit(config, num_classes=0)
-    vit.to_empty(device=device)
     load_into(vit, from_localmim(config, weights, "the run"))
     return Encoder(vit, device, precision)
