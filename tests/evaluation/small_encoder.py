@@ -7,8 +7,15 @@ from trainer.model.config import ModelConfig
 from trainer.pretrained import build_vit
 
 CONFIG = ModelConfig(
-    image_size=32, patch_size=8, embed_dim=32, depth=4, num_heads=2, stages=[0, 1, 2, 3], decoder_dim=32, decoder_heads=2
-)  # fmt: skip
+    image_size=32,
+    patch_size=8,
+    embed_dim=32,
+    depth=4,
+    num_heads=2,
+    stages=[0, 1, 2, 3],
+    decoder_dim=32,
+    decoder_heads=2,
+)
 
 
 def small_encoder() -> Encoder:
