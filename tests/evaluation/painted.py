@@ -1,16 +1,11 @@
 """Shards whose classes can be told from a picture: every class has its colour, and each image its own shade of it."""
 
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from data_tools.imagefolder import scan_folder
-from data_tools.samples import shuffled, unique_keys
-from data_tools.shard_scan import describe_shard
-from data_tools.shard_writer import ShardTask, write_shard
-from trainer.data.shard_index import write_index
+from tests.uneven_shards import write_uneven_shards
 
 COLOURS = np.array([(220, 40, 40), (40, 200, 60), (50, 70, 220), (220, 210, 50), (190, 60, 200)])
 EDGES = {"train": (0, 1, 38, 39, 83, 100), "val": (0, 17, 18, 35)}
@@ -32,16 +27,7 @@ def write_painted_shards(directory: Path, scratch: Path) -> None:
     """`train`: 20 images of each class, `val`: 7, shuffled."""
     for seed, (split, edges) in enumerate(EDGES.items()):
         paint(scratch / split, edges[-1] // len(COLOURS), seed)
-        images, classes = scan_folder(scratch / split)
-        images = shuffled(images, seed=seed)
-        keys = unique_keys([image.name for image in images])
-        described = []
-        for number, (first, last) in enumerate(pairwise(edges)):
-            path = directory / f"{split}-{number:05d}.tar"
-            write_shard(ShardTask(path, images[first:last], keys[first:last]))
-            described.append(describe_shard(path))
-        ranges = np.concatenate([r for _, r in described])
-        write_index(directory, split, [s for s, _ in described], ranges, classes, {})
+        write_uneven_shards(directory, split, scratch / split, edges, seed)
 
 
 def painted_class(image: np.ndarray) -> int:

@@ -1,8 +1,6 @@
 """launch/evaluate.py: the same figures under every launcher, a run left as it was, and one line for bad input."""
 
 import json
-import os
-import random
 import re
 import shlex
 import shutil
@@ -14,28 +12,20 @@ import pytest
 import yaml
 
 from launch import evaluate
-from tests.distributed import REPOSITORY
+from tests.launch.running import REPOSITORY, launcher_environment, launcher_words
 from trainer.errors import BadInput
 from trainer.evaluation.config import EvaluationConfig
 from trainer.recipe import parse_recipe
 from trainer.tracking.metrics import append_event, read_metrics
 
-BIN = Path(sys.executable).parent
 SMALL = ("--batch", "8", "--workers", "1")
 
 
 def launched(launcher: str, *arguments: object) -> str:
     """What the command prints, as one process or on two ranks."""
-    port = str(random.randrange(20000, 32000))
-    start = {
-        "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port],
-        "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
-        "python": [sys.executable],
-    }[launcher]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
     done = subprocess.run(
-        [*start, "launch/evaluate.py", *map(str, arguments)], cwd=REPOSITORY, env=environment, capture_output=True,
-        text=True, timeout=240,
+        [*launcher_words(launcher), "launch/evaluate.py", *map(str, arguments)], cwd=REPOSITORY,
+        env=launcher_environment(), capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     return done.stdout
