@@ -43,8 +43,8 @@ def _add_linear(parser: argparse.ArgumentParser) -> None:
         "--global-batch", type=_positive, default=16384, help="images per update, all ranks together; default: 16384"
     )
     parser.add_argument(
-        "--rates", type=_above_zero, nargs="+", default=[0.03, 0.1, 0.3, 1.0, 3.0, 10.0], metavar="RATE",
-        help="base learning rates, per 256 images; default: 0.03 0.1 0.3 1 3 10",
+        "--rates", type=_above_zero, nargs="+", default=[0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0], metavar="RATE",
+        help="base learning rates, per 256 images; default: 0.03 0.1 0.3 1 3 10 30",
     )  # fmt: skip
     parser.add_argument(
         "--norm", nargs="+", choices=["batch", "none"], default=["batch", "none"],

@@ -43,12 +43,12 @@ def train(shards: Path, output: Path, stage: int, precision: str, evaluated: boo
         assert training.run() == 0
         assert training.model.frozen_units >= 3
         state = {
-            (kind, fragment.name): tensor.clone()
+            (kind, fragment.name): tensor.numpy().copy()
             for fragment in training.engine.fragments(owned_only=True)
             for kind, tensor in {"master": fragment.master, **fragment.moments}.items()
         }
-        weights = {name: weight.float() for name, weight in training.engine.whole_weights(("",))}
-    randoms = (torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
+        weights = {name: weight.float().numpy() for name, weight in training.engine.whole_weights(("",))}
+    randoms = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     dist.barrier()
     return {"state": state, "weights": weights, "randoms": randoms, "found": found}
 

@@ -1,6 +1,7 @@
 """Exact k-NN equals a search by brute force in float64, in pieces, on any number of ranks."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -22,11 +23,12 @@ def known_features(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor, torch.Ten
     return rows[0], labels[0], rows[1] * 3, labels[1]
 
 
+@cache
 def by_brute_force(k: int, temperature: float) -> KnnAccuracy:
     bank, bank_labels, queries, labels = (tensor.numpy().astype(np.float64) for tensor in known_features())
     first = five = 0
     for query, label in zip(queries, labels, strict=True):
-        similar = [float(row @ query / math.sqrt((row @ row) * (query @ query))) for row in bank]
+        similar = [float(row @ query) / math.sqrt(float((row @ row) * (query @ query))) for row in bank]
         votes = dict.fromkeys(range(CLASSES), 0.0)
         for place in sorted(range(len(bank)), key=lambda i: -similar[i])[:k]:
             votes[int(bank_labels[place])] += math.exp(similar[place] / temperature)

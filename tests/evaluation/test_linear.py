@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -103,7 +104,7 @@ def test_a_step_is_lars_as_published() -> None:
     torch.testing.assert_close(weights(settings)["none", 2.0], expected, rtol=1e-4, atol=1e-6)
 
 
-def normalised_in_batches() -> list[torch.Tensor]:
+def normalised_in_batches() -> list[np.ndarray]:
     """This rank's part of three normalised batches, and the statistics. Runs on a rank, or in this process."""
     from trainer.evaluation.collectives import rank_and_world_size
 
@@ -111,7 +112,7 @@ def normalised_in_batches() -> list[torch.Tensor]:
     norm = BatchNorm(WIDTH)
     rows = clusters(96, 3, labelled=True).by_pool["mean"]
     batches = [norm.train(batch[rank::world_size]) for batch in rows.split(32)]
-    return [*batches, norm.mean, norm.variance, norm.apply(rows)]
+    return [tensor.numpy() for tensor in (*batches, norm.mean, norm.variance, norm.apply(rows))]
 
 
 def test_batchnorm_is_torchs_over_all_ranks(two_ranks: RankPool) -> None:
@@ -120,10 +121,10 @@ def test_batchnorm_is_torchs_over_all_ranks(two_ranks: RankPool) -> None:
     batches = [theirs(batch) for batch in rows.split(32)]
     after = [theirs.running_mean, theirs.running_var, theirs.eval()(rows)]
     for expected, ours in zip([*batches, *after], normalised_in_batches(), strict=True):
-        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(torch.from_numpy(ours), expected)
     for rank, parts in enumerate(two_ranks.run(normalised_in_batches)):
         for expected, ours in zip([*(batch[rank::2] for batch in batches), *after], parts, strict=True):
-            torch.testing.assert_close(ours, expected)
+            torch.testing.assert_close(torch.from_numpy(ours), expected)
 
 
 def test_the_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:

@@ -32,7 +32,7 @@ class ProbeSettings:
     epochs: float = 90
     warmup_epochs: float = 10
     global_batch: int = 16384
-    rates: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0)
+    rates: Sequence[float] = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
     norms: Sequence[Norm] = NORMS
     pools: Sequence[Pool] = POOLS
     seed: int = 0

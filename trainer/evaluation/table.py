@@ -16,7 +16,16 @@ def describe(result: dict[str, Any]) -> str:
     marked = [
         line + ("  <- best" if row is best else "") for line, row in zip(lines[1:], result["results"], strict=True)
     ]
-    return "\n".join([lines[0], *marked])
+    return "\n".join([lines[0], *marked, *_at_the_edge(result["results"], best)])
+
+
+def _at_the_edge(results: list[dict[str, Any]], best: dict[str, Any]) -> list[str]:
+    """Where the sweep of rates should go on."""
+    rates = {row["rate"] for row in results if "rate" in row}
+    for which, edge in (("largest", max), ("smallest", min)):
+        if len(rates) > 1 and best["rate"] == edge(rates):
+            return [f"the best rate is the {which} of the sweep: add {'larger' if edge is max else 'smaller'} ones"]
+    return []
 
 
 def _cell(value: Any) -> str:
