@@ -1,17 +1,11 @@
 """Photographs and shards that the tests of several packages read. Treat them as read-only: they are made once."""
 
-from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from data_tools.imagefolder import scan_folder
-from data_tools.samples import shuffled, unique_keys
-from data_tools.shard_scan import describe_shard
-from data_tools.shard_writer import ShardTask, write_shard
 from tests.photographs import odd_files, write_class_folders
-from trainer.data.shard_index import write_index
+from tests.uneven_shards import write_uneven_shards
 
 # Where the 150 samples are cut into shards: uneven on purpose, one shard holding a single sample.
 SHARD_EDGES = (0, 41, 42, 60, 97, 105, 150)
@@ -33,13 +27,5 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with 150 samples of six classes (tiles of about 160 x 120) in six uneven shards, and their index."""
     folder = write_class_folders(tmp_path_factory.mktemp("tiles"), per_class=25, width=160, height=120)
     directory = tmp_path_factory.mktemp("shards")
-    images, classes = scan_folder(folder)
-    images = shuffled(images, seed=0)
-    keys = unique_keys([image.name for image in images])
-    described = []
-    for number, (first, last) in enumerate(pairwise(SHARD_EDGES)):
-        path = directory / f"train-{number:05d}.tar"
-        write_shard(ShardTask(path, images[first:last], keys[first:last]))
-        described.append(describe_shard(path))
-    write_index(directory, "train", [s for s, _ in described], np.concatenate([r for _, r in described]), classes, {})
+    write_uneven_shards(directory, "train", folder, SHARD_EDGES)
     return directory

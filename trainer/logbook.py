@@ -19,7 +19,7 @@ from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.freezing.rebatch import describe_rebatching
 from trainer.plan import AnyPlan, RunPlan
 from trainer.pretrained.initial import Origin
-from trainer.tracking.console import Console
+from trainer.tracking.console import Console, duration
 from trainer.tracking.losses import StageLosses, largest_over_ranks
 from trainer.tracking.metrics import Metrics, read_metrics
 from trainer.tracking.substitutions import Substitutions
@@ -188,6 +188,16 @@ class PretrainingLogbook(Logbook):
         """plasticity: by unit, relative to the most that it was; None where frozen or not known yet."""
         if self._metrics:
             self._metrics.write("probe", step=step, plasticity=plasticity, seconds=seconds)
+
+    def evaluation(self, step: int, result: dict[str, Any]) -> None:
+        """result: of `trainer.evaluation.on_shards.knn_on_shards`."""
+        if self._metrics:
+            self._metrics.write("evaluation", step=step, epoch=step / self._plan.steps_per_epoch, **result)
+        best = max(result["results"], key=lambda row: row["top1"])
+        self.say(
+            f"step {step}: k-NN top-1 {best['top1']:.2%}, top-5 {best['top5']:.2%} (k {best['k']}, temperature "
+            f"{best['temperature']:g}) of {result['samples']} held-out images in {duration(result['seconds'])}"
+        )
 
     def freeze(self, step: int, report: FreezeReport) -> None:
         stage_blocks = self._plan.recipe.model.stage_blocks

@@ -162,7 +162,8 @@ class Training(ABC):
         """Matmul FLOPs of one image, forward and backward, in the step under way."""
 
     def _after_step(self) -> None:  # noqa: B027 (not every kind of run has any)
-        """Between two steps, `self.step` of them done, before the log, the save and the stop. Collective."""
+        """Between two steps, `self.step` of them done and logged, before they are saved; not if the run is to stop,
+        for then time is short. Collective."""
 
     def run(self) -> int:
         recipe, ranks = self.plan.recipe, self.plan.ranks
@@ -210,7 +211,6 @@ class Training(ABC):
             self.watchdog.at("agreeing on a stop", self.step)
             if self._too_many_bad_steps():
                 return FAILED
-            self._after_step()
             at_end = self.step == self.plan.total_steps
             stop = self.stop_requests.wait() if at_end else self.stop_requests.agreed()
             save_due = save_due or (save_every > 0 and self.step % save_every == 0)
@@ -220,6 +220,8 @@ class Training(ABC):
                 self.watchdog.at("log", self.step)
                 self.logbook.step(self.step)
             self._tell_saves()
+            if not stop:
+                self._after_step()
             if save:
                 self.watchdog.at("save", self.step)
                 self._save()

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 from trainer.data.micro_batches import MicroBatches
 from trainer.data.order import LaneOrder, Positions
+from trainer.data.shard_index import ShardIndex
 from trainer.data.source import DataSource, open_source, positions_of
 from trainer.engine.ds_config import ResolvedDsConfig, resolve_ds_config
 from trainer.errors import BadInput
+from trainer.evaluation.splits import open_held_out
 from trainer.freezing.rebatch import micro_batch_by_frozen_units, micro_batches_of_run
 from trainer.freezing.schedule import FreezeSchedule
 from trainer.ranks import Ranks
@@ -48,6 +50,8 @@ class RunPlan(AnyPlan):
 
     recipe: Recipe
     schedule: FreezeSchedule
+    held_out: ShardIndex | None
+    """Shards for the evaluations on the way, where the recipe asks for them."""
 
     def stage_weights_at(self, step: int) -> list[float] | None:
         """Weight of each stage's loss at a step, 0 being the first; None where all are 1 throughout."""
@@ -69,6 +73,9 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
     )
     schedule = plan_schedule(recipe, positions.steps_per_epoch)
     micro_batches = plan_micro_batches(recipe, ds, ranks.world_size, schedule)
+    held_out = None
+    if recipe.evaluation.interval(positions.steps_per_epoch):
+        held_out = open_held_out(recipe.evaluation, index, recipe.data, ranks.rank)
     return RunPlan(
         recipe=recipe,
         ds=ds,
@@ -79,6 +86,7 @@ def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> Run
         total_steps=schedule.total_steps,
         output=output,
         ranks=ranks,
+        held_out=held_out,
     )
 
 

@@ -13,6 +13,7 @@ import torch
 from trainer.checkpoint.reader import Checkpoint
 from trainer.data.batches import MicroBatch
 from trainer.data.loader import Loader, make_loader
+from trainer.evaluation.online import OnlineKnn
 from trainer.freezing.start import make_controller
 from trainer.logbook import PretrainingLogbook
 from trainer.loop import PRECISIONS, Training, run_training
@@ -54,6 +55,7 @@ class Pretraining(Training):
         self._initial: InitialWeights | None = None
         self._compiled: CompiledBlock | None = None
         super().__init__(plan, device, checkpoint, watchdog, signals)
+        self.knn = OnlineKnn(plan, self.engine, device, self.logbook.say)
         if self._compiled:
             self.logbook.say(f"compiled the encoder's block in {self._compiled.seconds:.0f} s")
 
@@ -111,6 +113,12 @@ class Pretraining(Training):
     def _losses(self, batch: MicroBatch, micro_step: int) -> tuple[torch.Tensor, torch.Tensor]:
         noise = mask_noise(batch.mask_keys, self.model.num_patches)
         return self.engine.forward(batch.images, noise, self.plan.stage_weights_at(self.step))
+
+    def _after_step(self) -> None:
+        if self.knn.is_due(self.step):
+            with self.throughput.aside():
+                result = self.knn.evaluate(lambda what: self.watchdog.at(what, self.step))
+            self.logbook.evaluation(self.step, result)
 
     def _image_flops(self) -> int:
         return step_flops(self.plan.recipe.model, self.model.frozen_units).total

@@ -16,6 +16,7 @@ from trainer.checkpoint.config import CheckpointConfig
 from trainer.data.config import DataConfig
 from trainer.engine.config import OptimizerConfig
 from trainer.errors import BadInput
+from trainer.evaluation.config import EvaluationConfig
 from trainer.freezing.config import FreezingConfig
 from trainer.model.config import EncoderConfig, ModelConfig
 from trainer.run_config import RunConfig
@@ -82,6 +83,7 @@ class Recipe(AnyRecipe):
     train: TrainConfig = TrainConfig()
     tracking: TrackingConfig = TrackingConfig()
     freezing: FreezingConfig = FreezingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
 
     @classmethod
     def refuse_another_kind(cls, sections: dict[str, Any], source: str) -> None:

@@ -3,6 +3,13 @@
 from pydantic import BaseModel, ConfigDict
 
 
+def steps_between(every_steps: int, every_epochs: float, steps_per_epoch: int) -> int:
+    """An interval that a recipe gives in steps, or else in epochs; 0 if in neither."""
+    if every_steps:
+        return every_steps
+    return max(1, round(every_epochs * steps_per_epoch)) if every_epochs else 0
+
+
 class Section(BaseModel):
     """A part of the recipe. Declared beside the component that it configures; `trainer.recipe` puts them together.
 

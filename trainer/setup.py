@@ -23,6 +23,7 @@ from trainer.checkpoint.reader import Checkpoint
 from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
+from trainer.evaluation.config import EvaluationConfig
 from trainer.files import write_text
 from trainer.plan import AnyPlan, RunPlan
 from trainer.pretrained.initial import InitialWeights, read_together
@@ -63,6 +64,7 @@ FREE_TO_CHANGE = {
     "validation.path",
     "validation.every_epochs",
     "validation.batch",
+    *(f"evaluation.{key}" for key in EvaluationConfig.model_fields),  # it changes nothing of the training
 }
 
 DEEPSPEED_SECTIONS = {

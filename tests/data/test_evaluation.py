@@ -6,7 +6,7 @@ import torch
 from torchvision.transforms import v2
 
 from trainer.data.decode import decode_rgb
-from trainer.data.evaluation import evaluation_batches, evaluation_samples
+from trainer.data.evaluation import evaluation_batches, evaluation_samples, evenly_chosen
 from trainer.data.reader import parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex
 from trainer.data.storage import Storage
@@ -58,3 +58,25 @@ def test_a_storage_of_its_own_is_closed_and_a_given_one_is_left_open(shards, mon
     next(batches)
     batches.close()
     assert len(closed) == (0 if given else 1)
+
+
+@pytest.mark.parametrize("workers", [0, 3])
+def test_chosen_samples_come_once_each_whatever_decodes_them(shards, workers):
+    index = ShardIndex.open(shards)
+    chosen = evenly_chosen(index.num_samples, 11)
+    seen = {}
+    for rank in range(3):
+        for batch in evaluation_batches(
+            index, image_size=32, batch=2, rank=rank, world_size=3, chosen=chosen, workers=workers
+        ):
+            for row in batch.valid.nonzero()[:, 0].tolist():
+                assert int(batch.samples[row]) not in seen
+                seen[int(batch.samples[row])] = int(batch.labels[row])
+    assert sorted(seen) == chosen.tolist()
+    assert seen == {sample: parse_sample(read_samples(index, np.array([sample]))[0]).label for sample in chosen}
+
+
+def test_evenly_chosen_samples_are_all_or_spread_over_the_index():
+    assert evenly_chosen(5, None).tolist() == [0, 1, 2, 3, 4]
+    assert evenly_chosen(5, 9).tolist() == [0, 1, 2, 3, 4]
+    assert evenly_chosen(10, 4).tolist() == [0, 2, 5, 7]

@@ -21,6 +21,23 @@ BIN = Path(sys.executable).parent
 PROGRAM, FAULTY_PROGRAM = "launch/pretrain.py", "tests/launch/faulty_pretrain.py"
 
 
+def launcher_words(launcher: str) -> list[str]:
+    """The beginning of a command line: deepspeed or torchrun (two ranks), or python (one)."""
+    port = str(random.randrange(20000, 32000))
+    return {
+        "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port],
+        "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
+        "python": [sys.executable],
+    }[launcher]
+
+
+def launcher_environment() -> dict[str, str]:
+    """This process's, without what a launcher makes, for CPU ranks of one thread."""
+    made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    environment = {name: value for name, value in os.environ.items() if name not in made_by_launchers}
+    return environment | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
+
+
 class Run:
     """A run directory, and the processes that work on it. All of them are dead when the context ends."""
 
@@ -46,21 +63,12 @@ class Run:
         fault: str | None = None,
     ) -> None:
         """launcher: deepspeed or torchrun (two ranks), or python (one). fault: see faulty_pretrain."""
-        port = str(random.randrange(20000, 32000))
-        start = {
-            "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port],
-            "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
-            "python": [sys.executable],
-        }[launcher]
         arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
-        made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-        environment = {name: value for name, value in os.environ.items() if name not in made_by_launchers}
-        environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
+        program = FAULTY_PROGRAM if fault else PROGRAM
         with self._output.open("w") as output:
             self._process = subprocess.Popen(
-                [*start, FAULTY_PROGRAM if fault else PROGRAM, *map(str, arguments), "--output", str(self.directory),
-                 *overrides],
-                env=environment | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
+                [*launcher_words(launcher), program, *map(str, arguments), "--output", str(self.directory), *overrides],
+                env=launcher_environment() | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
                 stderr=subprocess.STDOUT)  # fmt: skip
 
     def wait_for_step(self, step: int, event: str = "step") -> None:

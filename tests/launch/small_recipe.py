@@ -25,5 +25,6 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def small_recipe(**changes: dict[str, Any]) -> str:
-    """The recipe as YAML. A change is a section, with the keys that are other than above."""
-    return yaml.safe_dump({name: keys | changes.get(name, {}) for name, keys in SMALL.items()}, sort_keys=False)
+    """The recipe as YAML. A change is a section, with the keys that are other than above, or than the defaults."""
+    sections = {name: SMALL.get(name, {}) | changes.get(name, {}) for name in (*SMALL, *changes)}
+    return yaml.safe_dump(sections, sort_keys=False)

@@ -19,12 +19,13 @@ from trainer.recipe import parse_recipe
 from trainer.stopping import SIGNALS, StopSignals
 from trainer.watchdog import Watchdog
 
+ALONE = Ranks(0, 0, 1, 1)
+
 
 def small_plan(
-    shards: Path, output: Path, ds_config: dict[str, Any], *, ranks: Ranks | None = None, **changes: dict[str, Any]
+    shards: Path, output: Path, ds_config: dict[str, Any], ranks: Ranks = ALONE, **changes: dict[str, Any]
 ) -> RunPlan:
     """A rank's plan for the recipe of the tests. `changes`: sections, with the keys that are other than there."""
-    ranks = ranks or Ranks(0, 0, 1, 1)
     output.mkdir(parents=True, exist_ok=True)
     given = output / ("given.json" if ranks.rank == 0 else f"given_{ranks.rank}.json")
     given.write_text(json.dumps(ds_config))

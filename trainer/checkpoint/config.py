@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from trainer.section import Section
+from trainer.section import Section, steps_between
 
 
 class CheckpointConfig(Section):
@@ -26,9 +26,7 @@ class CheckpointConfig(Section):
 
     def interval(self, steps_per_epoch: int) -> int:
         """Steps between two saves; 0 = no save before the end."""
-        if self.every_steps:
-            return self.every_steps
-        return max(1, round(self.every_epochs * steps_per_epoch)) if self.every_epochs else 0
+        return steps_between(self.every_steps, self.every_epochs, steps_per_epoch)
 
     def superseded(self, steps: list[int]) -> list[int]:
         """Which of the checkpoints at these steps are not kept any longer."""

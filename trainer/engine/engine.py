@@ -20,7 +20,6 @@ parameter groups, which is exact: training goes on as plain AdamW that dropped t
 
 import time
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -191,15 +190,6 @@ class FreezingEngine:
             optimizer_bytes_after=self._by_rank(self.optimizer_bytes()),
         )
 
-    def gathered(self, names: Collection[str] | None = None) -> AbstractContextManager:
-        """Within this context every weight, or those in `names`, is whole on every rank, to be read and not changed.
-
-        Collective at stage 3, between steps: copy what you need and compute with the copy, since a forward of the model
-        would divide them again. At the other stages all weights are whole at all times."""
-        return internals.gathered(
-            parameter for name, parameter in self.model.named_parameters() if names is None or name in names
-        )
-
     def optimizer_bytes(self) -> int:
         """Bytes of fp32 masters and moments on this rank now."""
         state = internals.inner_optimizer(self._engine).state
@@ -213,6 +203,14 @@ class FreezingEngine:
         Saving takes `owned_only=True`. Loading writes into `owned_only=False`, after `load_resume_state`, and into an
         engine whose model held the same fp32 weights when it was built, so that the cast weights match already."""
         return local_fragments(self._engine, self._groups, owned_only=owned_only)
+
+    def whole_weights(self, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Name and a copy of each of these parameters, frozen ones too, as the forward uses it: on the device, in its
+        own dtype. Changes nothing of the training. Collective at stage 3, where each is gathered in turn: every rank
+        must take all of them."""
+        for name, parameter in self.model.named_parameters():
+            if name in names:
+                yield name, internals.whole_weight(parameter)
 
     def resume_state(self) -> dict[str, Any]:
         """What besides the fragments makes a resumed run continue exactly: counters and loss scale. JSON-able."""

@@ -28,9 +28,6 @@ class FinetunePlan(AnyPlan):
     schedule: LayerDecaySchedule
     validation: ShardIndex | None
 
-    def learning_rates(self, step: int) -> list[float | None]:
-        return self.schedule.learning_rates(step)
-
     def new_model(self) -> "Classifier":
         from trainer.finetuning.classifier import Classifier
 

@@ -97,7 +97,7 @@ class Finetuning(Training):
         return AveragingEngine(self.model, resolved, self.plan.recipe.optimizer, decay)
 
     def _learning_rates(self, step: int) -> list[float | None]:
-        return self.plan.learning_rates(step)
+        return self.plan.schedule.learning_rates(step)
 
     def _new_loader(self, **settings: Any) -> Loader:
         recipe = self.plan.recipe

@@ -67,11 +67,9 @@ class Probe:
         moved: dict[int, Tensor] = {}
         outputs: list[Tensor] = []
         for unit in range(self._num_units):
-            names = {_name_in_stand_in(unit, name): name for name in _encoder_names(engine, unit)}
-            with engine.gathered(names.values()):
-                if not self._measures:
-                    continue
-                self._copy_weights(engine, names)
+            self._copy_weights(engine, unit)
+            if not self._measures:
+                continue
             if unit >= first_live and _key(unit) in self.reference:
                 moved[unit] = self._movement(unit)
             outputs.append(self._run(unit, outputs[-1] if outputs else None))
@@ -81,10 +79,10 @@ class Probe:
         units = range(self._num_units - len(values), self._num_units)
         return [None] * (self._num_units - len(values)) + [values[unit - units.start] for unit in units]
 
-    def _copy_weights(self, engine: FreezingEngine, names: dict[str, str]) -> None:
-        model, stand_in = engine.model, self._stand_in
-        for here, there in names.items():
-            stand_in.get_parameter(here).copy_(model.get_parameter(there))
+    def _copy_weights(self, engine: FreezingEngine, unit: int) -> None:
+        for name, weight in engine.whole_weights(_encoder_names(engine, unit)):
+            if self._measures:
+                self._stand_in.get_parameter(_name_in_stand_in(unit, name)).copy_(weight)
 
     def _run(self, unit: int, tokens: Tensor | None) -> Tensor:
         """The unit whose weights the stand-in has, on the output of the one before it."""

@@ -24,6 +24,22 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     return events
 
 
+def append_event(run: Path, event: str, **fields: Any) -> bool:
+    """Add an event to metrics.jsonl of a run that this process does not carry on. Returns whether it is there now.
+
+    One write to the end of the file, which does no harm to a run that is under way. Nothing is written where there is
+    no such file, where it may not be written, or where a crash cut its last line short."""
+    path = run / "metrics.jsonl"
+    line = (json.dumps({"event": event, **_without_nan(fields)}) + "\n").encode()
+    try:
+        if path.read_bytes()[-1:] not in (b"", b"\n"):
+            return False
+        with open(path, "r+b", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_APPEND)) as file:
+            return file.write(line) == len(line)
+    except OSError:
+        return False
+
+
 class Metrics:
     """Appends events. Opening at a step > 0 first drops what an earlier process wrote beyond that step, since those
     steps are about to be taken again.
@@ -102,11 +118,18 @@ def _without_nan(value: Any) -> Any:
 
 
 def _scalars(event: str, fields: dict[str, Any]) -> list[tuple[str, float]]:
-    """TensorBoard names: train/loss, stage_loss/2, learning_rate/unit_05, freeze/seconds, …"""
+    """TensorBoard names: train/loss, stage_loss/2, learning_rate/unit_05, freeze/seconds,
+    evaluation/knn_mean_20_0.07_top1, …"""
     if event == "freeze":
         return [("freeze/seconds", fields["seconds"])]
     if event == "evaluation":
-        return [(f"evaluation/{name}", value) for name, value in fields.items() if name not in ("step", "epoch")]
+        if "results" not in fields:  # a validation while fine-tuning
+            return [(f"evaluation/{name}", value) for name, value in fields.items() if name not in ("step", "epoch")]
+        return [
+            ("_".join(["evaluation/knn", row["pool"], str(row["k"]), f"{row['temperature']:g}", top]), row[top])
+            for row in fields["results"]
+            for top in ("top1", "top5")
+        ]
     scalars = []
     for name, value in fields.items():
         if name == "loss_stages":

@@ -18,7 +18,6 @@ ZeRO stage   precision wrapper                     masters
 ===========  ========  ==========================  ====================================================
 """
 
-from trainer.engine.internals.gather import gathered
 from trainer.engine.internals.rebuild import detach_frozen, rebuild_wrapper, undo_constructor_step
 from trainer.engine.internals.start import (
     TESTED_DEEPSPEED,
@@ -37,6 +36,7 @@ from trainer.engine.internals.state import (
     set_counters,
     set_loss_scaler_state,
     set_micro_batch,
+    whole_weight,
 )
 from trainer.engine.internals.updates import step_if_finite
 
@@ -45,7 +45,6 @@ __all__ = [
     "Location",
     "can_lower_loss_scale",
     "detach_frozen",
-    "gathered",
     "give_world_group_timeout",
     "inner_optimizer",
     "locate",
@@ -60,4 +59,5 @@ __all__ = [
     "step_if_finite",
     "undo_constructor_step",
     "warn_if_untested",
+    "whole_weight",
 ]

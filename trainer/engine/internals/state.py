@@ -6,6 +6,7 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 
 from trainer.engine.groups import ParameterGroup
 
@@ -81,6 +82,22 @@ def can_lower_loss_scale(engine: deepspeed.DeepSpeedEngine) -> bool:
     above its minimum (``DynamicLossScaler.min_scale``)."""
     scaler: Any = getattr(engine.optimizer, "loss_scaler", None)
     return bool(getattr(scaler, "dynamic", False)) and scaler.cur_scale > scaler.min_scale
+
+
+@torch.no_grad()
+def whole_weight(parameter: Any) -> torch.Tensor:
+    """A copy of a weight as the forward would use it, in its own dtype. Collective at ZeRO-3.
+
+    There it is put together from the shards (``ds_tensor``, padded to equal lengths), and the parameter is left alone.
+    DeepSpeed's ``GatheredParameters`` would release it again, also where it was to stay gathered
+    (``stage3_param_persistence_threshold``), and so change what the next step sends."""
+    if not hasattr(parameter, "ds_tensor"):
+        return parameter.detach().clone()
+    shard = parameter.ds_tensor.detach()
+    group = parameter.ds_process_group
+    whole = shard.new_empty(dist.get_world_size(group) * shard.numel())
+    dist.all_gather_into_tensor(whole, shard, group=group)
+    return whole[: parameter.ds_numel].view(parameter.ds_shape)
 
 
 _SCALER_FIELDS = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
