@@ -4,14 +4,15 @@ The training loop calls it between steps and never asks it anything; rank 0 alon
 says so: every rank calls it.
 """
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from trainer.album import draw_reconstruction_picture, draw_timeline_picture
+from trainer.album import draw_timeline_picture, draw_views
 from trainer.checkpoint.background import SaveReport
+from trainer.checkpoint.manifest import directory_name
 from trainer.checkpoint.reader import Checkpoint
 from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.freezing.rebatch import describe_rebatching
@@ -40,6 +41,7 @@ class Logbook:
             self._metrics = Metrics(plan.output, start_step, plan.recipe.tracking.tensorboard, self.say)
         self._losses = StageLosses(len(plan.recipe.model.stage_blocks), device)
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
+        self._drawn_until = start_step
 
     def started(self, checkpoint: Checkpoint | None) -> None:
         plan, layout = self._plan, self._engine.resolved
@@ -125,9 +127,20 @@ class Logbook:
         if self._metrics:
             fields = asdict(report) | {"path": str(report.path.relative_to(self._plan.output))}
             self._metrics.write("checkpoint", **{key: value for key, value in fields.items() if key != "error"})
-        if self._plan.recipe.tracking.pictures == "checkpoint" and report.step < self._plan.total_steps:
+        if self._picture_is_due(report.step):
+            folder = self._plan.output / "pictures" / report.path.name
             with self._throughput.aside():
-                self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", report.step)
+                self._draw(draw_views(self._plan, report.path, folder), report.step)
+
+    def _picture_is_due(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is to be drawn.
+
+        A save may come later than `pictures_at` says: after a bad step it waits for a good one."""
+        tracking, since = self._plan.recipe.tracking, self._drawn_until
+        self._drawn_until = step
+        if step == self._plan.total_steps and tracking.pictures != "never":
+            return False  # `finished` draws it
+        return tracking.pictures == "checkpoint" or any(since < at <= step for at in tracking.pictures_at)
 
     def finished(self, step: int) -> None:
         """Pictures and summary of a run that is done; a picture that fails does not spoil it."""
@@ -135,8 +148,9 @@ class Logbook:
             return
         events = read_metrics(self._plan.output)
         if self._plan.recipe.tracking.pictures != "never":
-            self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", step)
-            self._draw(lambda: draw_timeline_picture(self._plan, events), "freeze_timeline", step)
+            checkpoint = self._plan.checkpoints / directory_name(step)
+            self._draw(draw_views(self._plan, checkpoint, self._plan.output / "pictures"), step)
+            self._draw(draw_timeline_picture(self._plan, events), step)
         self._metrics.write("end", step=step)
         self.say("done\n\n" + summarise(events) + "\n")
         for picture in sorted((self._plan.output / "pictures").glob("*.png")):
@@ -146,9 +160,11 @@ class Logbook:
         if self._metrics:
             self._metrics.close()
 
-    def _draw(self, draw: Callable[[], Path], name: str, step: int) -> None:
+    def _draw(self, pictures: Iterator[Path], step: int) -> None:
+        """Rank 0 alone; a picture that cannot be drawn is told of, and training goes on."""
         if self._metrics:
             try:
-                self._metrics.picture(name, draw(), step)
+                for path in pictures:
+                    self._metrics.picture(path.stem, path, step)
             except Exception as error:
-                self.say(f"{name}.png was not drawn: {type(error).__name__}: {error}")
+                self.say(f"not all pictures of step {step} were drawn: {type(error).__name__}: {error}")

@@ -161,7 +161,7 @@ class Training:
     def _train(self, micro_batches: Iterator[MicroBatch]) -> int:
         """All steps that are left, with their logs and saves. Returns the exit code if no save goes wrong."""
         save_every = self.plan.recipe.checkpoint.interval(self.plan.steps_per_epoch)
-        log_every = self.plan.recipe.tracking.log_every
+        tracking = self.plan.recipe.tracking
         save_due = False
         self.throughput.restart()
         while self.step < self.plan.total_steps:
@@ -174,10 +174,11 @@ class Training:
                 return FAILED
             at_end = self.step == self.plan.total_steps
             stop = self.stop_requests.wait() if at_end else self.stop_requests.agreed()
-            save_due = save_due or (save_every > 0 and self.step % save_every == 0)
+            to_draw = self.step in tracking.pictures_at  # pictures are drawn from checkpoints
+            save_due = save_due or to_draw or (save_every > 0 and self.step % save_every == 0)
             # after a bad step the weights may be what is bad: such a state must not push out a good one
             save = at_end or stop or (save_due and not self.engine.bad_steps_in_a_row)
-            if save or self.step % log_every == 0:
+            if save or self.step % tracking.log_every == 0:
                 self.watchdog.at("log", self.step)
                 self.logbook.step(self.step)
             self._tell_saves()

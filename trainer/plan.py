@@ -81,11 +81,9 @@ def plan_schedule(recipe: Recipe, steps_per_epoch: int) -> FreezeSchedule:
         )
     except ValueError as error:
         raise BadInput(f"recipe: {error}") from None
-    profile = recipe.train.profile
-    if profile and profile[-1] > schedule.total_steps:
-        raise BadInput(
-            f"train.profile: step {profile[-1]} lies beyond the run: name steps from 1 to {schedule.total_steps}"
-        )
+    for key, steps in (("train.profile", recipe.train.profile), ("tracking.pictures_at", recipe.tracking.pictures_at)):
+        if steps and max(steps) > schedule.total_steps:
+            raise BadInput(f"{key}: step {max(steps)} lies beyond the run: name steps from 1 to {schedule.total_steps}")
     return schedule
 
 

@@ -59,6 +59,7 @@ FREE_TO_CHANGE = {
     "tracking.log_every",
     "tracking.tensorboard",
     "tracking.pictures",
+    "tracking.pictures_at",
     "tracking.picture_images",
 }
 
