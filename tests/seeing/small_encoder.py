@@ -26,4 +26,4 @@ def small_pretrained() -> Pretrained:
 def small_images(count: int) -> Tensor:
     """uint8 [count, 3, 64, 64]."""
     chosen = list(photographs().values())[:count]
-    return torch.stack([centre_crop(np.asarray(each), CONFIG.image_size) for each in chosen])
+    return torch.stack([centre_crop(np.array(each), CONFIG.image_size) for each in chosen])

@@ -14,8 +14,9 @@ from trainer.seeing.attention import class_attention, class_token_shares
 def vit() -> VisionTransformer:
     torch.manual_seed(1)
     vit = build_vit(CONFIG, num_classes=0).eval()
-    for parameter in vit.parameters():  # timm's own start hardly attends to anything
-        torch.nn.init.normal_(parameter, std=0.3)
+    for name, parameter in vit.named_parameters():  # timm's own start hardly attends to anything
+        if "norm" not in name:
+            torch.nn.init.normal_(parameter, std=0.3)
     return vit
 
 

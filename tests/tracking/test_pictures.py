@@ -36,7 +36,7 @@ def test_a_reconstruction_picture_has_a_row_per_photograph(tmp_path):
     images = torch.cat([_stripes(True), _stripes(False)])
     path = tmp_path / "r.png"
     draw_reconstructions(images.numpy(), LocalMIM(config).reconstruct(images, torch.rand(2, 16)), config, path)
-    assert np.asarray(Image.open(path)).std() > 10
+    assert np.asarray(Image.open(path).convert("RGB")).std() > 10
 
 
 def test_a_timeline_is_drawn_with_and_without_freezes(tmp_path):

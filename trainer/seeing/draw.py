@@ -47,12 +47,12 @@ def draw_pictures(
     vit, pixels, photographs = _encoder(pretrained), _normalised(images), images.permute(0, 2, 3, 1).numpy()
     if "features" in kinds:
         components = principal_components(patch_features(vit, pixels))
-        title = f"{source}: principal components of the patch features, block {last + 1}"
+        title = f"{source}\nprincipal components of the patch features, block {last + 1}"
         yield save_figure(feature_figure(photographs, components, title), folder / "features.png", dpi=110)
     if "attention" in kinds:
         blocks = [last] if attention_blocks is None else attention_blocks
         for block, maps in zip(blocks, class_attention(vit, pixels, blocks), strict=True):
-            figure = attention_figure(photographs, maps, f"{source}: the class token's attention, block {block + 1}")
+            figure = attention_figure(photographs, maps, f"{source}\nthe class token's attention, block {block + 1}")
             yield save_figure(figure, folder / f"attention_block_{block + 1:02d}.png", dpi=110)
 
 

@@ -40,7 +40,7 @@ def attention_figure(photographs: NDArray[np.uint8], maps: Tensor, title: str) -
     grid = round(patches**0.5)
     columns = ["photograph", "mean", *(f"head {head}" for head in range(1, heads + 1))]
     even_share = 1 / (1 + patches)
-    figure, axes = _grid(batch, columns, f"{title}\nnumbers: the peak, in even shares of 1/{1 + patches}", panel=1.25)
+    figure, axes = _grid(batch, columns, f"{title}; numbers: the peak, in even shares of 1/{1 + patches}", panel=1.25)
     for row, photograph in enumerate(photographs):
         axes[row][0].imshow(photograph)
         shown = [maps[row].mean(dim=0), *maps[row]]
@@ -56,7 +56,7 @@ def attention_figure(photographs: NDArray[np.uint8], maps: Tensor, title: str) -
 def _grid(rows: int, columns: Sequence[str], title: str, panel: float) -> tuple[Figure, Sequence[Sequence[Axes]]]:
     """A figure of panels, `panel` inches wide, with a title for the whole and one for each column."""
     figure = Figure(figsize=(panel * len(columns), panel * rows + 0.9), layout="constrained")
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, fontsize=9)
     axes = figure.subplots(rows, len(columns), squeeze=False)
     for axis, column in zip(axes[0], columns, strict=True):
         axis.set_title(column, fontsize=8)
