@@ -14,7 +14,7 @@ from trainer.tracking.metrics import read_metrics
 AT = [3, 16]  # no frozen unit yet; and a stage gone
 
 
-def train(shards: Path, output: Path, stage: int, pictures_at: list[int]) -> torch.Tensor:
+def train(shards: Path, output: Path, stage: int, pictures_at: list[int]) -> bytes:
     """A whole short run, and torch's random state after it. Runs on a rank."""
     plan = small_plan(
         shards, output, {"zero_optimization": {"stage": stage}},
@@ -23,7 +23,7 @@ def train(shards: Path, output: Path, stage: int, pictures_at: list[int]) -> tor
     )  # fmt: skip
     with small_training(plan) as training:
         training.run()
-    return torch.get_rng_state()
+    return torch.get_rng_state().numpy().tobytes()
 
 
 @pytest.mark.parametrize("stage", [0, 3])
@@ -36,7 +36,7 @@ def test_pictures_during_a_run_change_no_bit_of_it(
     (state_drawn,), (state_plain,) = (
         one_rank.run(train, shards, output, stage, at) for output, at in ((drawn, AT), (plain, []))
     )
-    assert torch.equal(state_drawn, state_plain)
+    assert state_drawn == state_plain
     ours, theirs = ([e["loss_stages"] for e in read_metrics(run) if e["event"] == "step"] for run in (drawn, plain))
     assert ours == theirs
     assert ours[AT[0]].count(None) == 0
