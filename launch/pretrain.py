@@ -8,7 +8,8 @@ On a laptop or a CPU box, with two ranks and a tiny model:
     deepspeed --num_gpus 2 launch/pretrain.py --ds_config ds_configs/zero2_cpu.json --recipe demo --data SHARDS \
         --output RUN
 
-Continue a run, on any number of ranks: the same command (`--resume auto` is the default).
+Continue a run, on any number of ranks: the same command (`--resume auto` is the default). Start a new one from weights
+that are there, your own or those of LocalMIM, MAE or timm: `--init PATH` (docs/export.md).
 Exit codes: 0 done, 2 bad input, 75 stopped after saving (a signal, train.stop_after, a launcher that is
 gone), other = crash.
 """
@@ -33,6 +34,13 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, help="the run directory; made if it is not there")
     parser.add_argument("--resume", default="auto", metavar="auto|never|PATH", help="default: auto")
+    parser.add_argument(
+        "--init",
+        type=Path,
+        metavar="PATH",
+        help="weights to start a new run from: a run, a step_… directory, a Hugging Face folder, .safetensors, .pth; a "
+        "checkpoint that --resume finds goes before",
+    )
     parser.add_argument("--help-recipe", action="store_true", help="print every recipe key with its meaning, and leave")
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="changes to the recipe")
@@ -62,7 +70,7 @@ def main() -> int:
         print(dump_recipe(recipe), flush=True)
     from trainer.loop import pretrain  # the slow import of DeepSpeed comes after all that can be refused without it
 
-    return pretrain(plan, arguments.resume)
+    return pretrain(plan, arguments.resume, arguments.init)
 
 
 if __name__ == "__main__":

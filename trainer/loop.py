@@ -1,4 +1,4 @@
-"""The training loop: `pretrain(plan, resume)` runs a plan to its end, or to a signal, and returns the exit code.
+"""The training loop: `pretrain(plan, resume, init)` runs a plan to its end, or to a signal, and returns the exit code.
 
 A step is: freeze what is due, set the rates, run the micro-batches through the engine. Everything else here happens
 between steps: saving, and telling the `Logbook` what there is to tell.
@@ -7,6 +7,7 @@ between steps: saving, and telling the `Logbook` what there is to tell.
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -32,7 +33,7 @@ from trainer.numerics import BadSteps, farewell, write_report
 from trainer.plan import RunPlan
 from trainer.profiling import StepProfiler
 from trainer.ranks import from_rank_zero, on_every_rank
-from trainer.setup import choose_checkpoint, prepare_output, start_process_group
+from trainer.setup import choose_checkpoint, choose_initial_weights, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
 from trainer.watchdog import Watchdog, collective_timeout
@@ -41,8 +42,9 @@ DONE, FAILED, STOPPED = 0, 1, 75  # exit codes; schedulers requeue a job that en
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def pretrain(plan: RunPlan, resume: str) -> int:
-    """Run on every rank. `resume`: auto, never or a path. Raises `BadInput` before any engine is built.
+def pretrain(plan: RunPlan, resume: str, init: Path | None) -> int:
+    """Run on every rank. `resume`: auto, never or a path. `init`: pre-trained weights to start from, if there is no
+    checkpoint to go on from. Raises `BadInput` before any engine is built.
 
     The process group is left as it is when something raises: tearing it down might wait for ranks that wait for this
     one, and the launcher ends them all."""
@@ -52,7 +54,7 @@ def pretrain(plan: RunPlan, resume: str) -> int:
     watchdog = Watchdog(hang_timeout, plan.output / "flight_recorder")
     try:
         # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
-        training = Training(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
+        training = Training(plan, device, choose_checkpoint(plan, resume), watchdog, signals, init)
         code = training.run()
     except RuntimeError as error:  # a collective's, if another rank is gone
         lost = watchdog.lost_ranks()
@@ -75,10 +77,12 @@ class Training:
         checkpoint: Checkpoint | None,
         watchdog: Watchdog,
         signals: StopSignals,
+        init: Path | None = None,
     ):
         recipe, ranks = plan.recipe, plan.ranks
         self.plan, self.device, self.watchdog = plan, device, watchdog
         self.step = checkpoint.manifest.step if checkpoint else 0
+        initial = choose_initial_weights(plan, init, checkpoint)
         compiled = self._compile() if recipe.train.compile else None
         prepare_output(plan, checkpoint)
         watchdog.at("building the model", self.step)
@@ -94,6 +98,11 @@ class Training:
                 self.model.freeze_prefix(checkpoint.manifest.frozen_units)
             frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
             checkpoint.load_archive(self.archive, frozen, ranks.rank, ranks.world_size)
+        origin = None
+        if initial:
+            initial.copy_into(self.model)
+            origin = initial.origin
+            del initial  # as large as the model
         watchdog.at("building the engine", self.step)
         resolved = plan.ds.with_micro_batch(plan.micro_batches.at(self.step))
         self.engine = FreezingEngine(self.model, resolved, recipe.optimizer)
@@ -103,7 +112,7 @@ class Training:
         watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
         self.logbook = Logbook(plan, self.engine, self.throughput, device, self.step)
-        self.logbook.started(checkpoint)
+        self.logbook.started(checkpoint, origin)
         if compiled:
             self.logbook.say(f"compiled the encoder's block in {compiled.seconds:.0f} s")
         train = recipe.train
