@@ -25,8 +25,10 @@ def draw_views(plan: RunPlan, checkpoint: Path, folder: Path) -> Iterator[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     images = centre_crops(plan.index, plan.recipe.tracking.picture_images, config.image_size)
     opened = Checkpoint(checkpoint)
-    pretrained = from_localmim(config, opened.weights(), f"{plan.output.name}, step {opened.manifest.step}")
-    yield from draw_pictures(pretrained, images, folder, frozen_units=opened.manifest.frozen_units)
+    manifest = opened.manifest
+    about = {"frozen_units": str(manifest.frozen_units)}
+    pretrained = from_localmim(config, opened.weights(), f"{plan.output.name}, step {manifest.step}", about)
+    yield from draw_pictures(pretrained, images, folder)
 
 
 def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Iterator[Path]:

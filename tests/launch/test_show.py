@@ -4,7 +4,6 @@ import re
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,8 @@ from tests.checkpoint.tensors import write_by_hand
 from tests.photographs import jpeg_bytes, photographs
 from tests.seeing.small_encoder import CONFIG, small_pretrained
 from trainer.errors import BadInput
+from trainer.pretrained import load_pretrained
+from trainer.pretrained.export import write_timm
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -81,12 +82,17 @@ def test_the_mask_seed_changes_the_masks(
 def test_an_encoder_alone_says_that_it_cannot_reconstruct(
     run: Path, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr("trainer.pretrained.load_pretrained", lambda path: replace(small_pretrained(), full=None))
-    arguments = ["--checkpoint", run, "--images", images[0], "--output", tmp_path]
+    encoder = tmp_path / "encoder.safetensors"
+    write_timm(load_pretrained(run), encoder)
+    arguments = ["--checkpoint", encoder, "--images", images[0], "--output", tmp_path / "out"]
     assert call(monkeypatch, *arguments) == 0
     told = capsys.readouterr().out
-    assert told.count("no reconstructions.png: runs/small, step 7 holds an encoder without decoders") == 1
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["attention_block_04.png", "features.png"]
+    assert (
+        told.count("no reconstructions.png: ")
+        == told.count("encoder.safetensors, step 7 holds an encoder without")
+        == 1
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["attention_block_04.png", "features.png"]
     with pytest.raises(BadInput, match=r"--what reconstructions: .* without decoders.*ask for features or attention"):
         call(monkeypatch, *arguments, "--what", "reconstructions")
 

@@ -18,9 +18,10 @@ CONFIG = ModelConfig(
 
 
 def small_pretrained() -> Pretrained:
+    """Its first three units, and so its first stage, are frozen."""
     torch.manual_seed(0)
     weights = {name: parameter.detach() for name, parameter in LocalMIM(CONFIG).named_parameters()}
-    return from_localmim(CONFIG, weights, "runs/small, step 7")
+    return from_localmim(CONFIG, weights, "runs/small, step 7", {"frozen_units": "3"})
 
 
 def small_images(count: int) -> Tensor:

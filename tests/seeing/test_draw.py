@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -18,7 +19,7 @@ def pixels(path: Path) -> np.ndarray:
 def test_every_kind_is_drawn_without_a_trace_in_the_random_state(tmp_path: Path) -> None:
     pretrained, images = small_pretrained(), small_images(2)
     before = torch.get_rng_state()
-    drawn = list(draw_pictures(pretrained, images, tmp_path, attention_blocks=[0, 3], frozen_units=3))
+    drawn = list(draw_pictures(pretrained, images, tmp_path, attention_blocks=[0, 3]))
     assert torch.equal(torch.get_rng_state(), before)
     assert [path.name for path in drawn] == [
         "reconstructions.png", "features.png", "attention_block_01.png", "attention_block_04.png"]  # fmt: skip
@@ -45,6 +46,16 @@ def test_an_encoder_without_decoders_shows_the_rest(tmp_path: Path) -> None:
     encoder = replace(small_pretrained(), full=None)
     drawn = list(draw_pictures(encoder, small_images(1), tmp_path, kinds=["attention", "features"]))
     assert [path.name for path in drawn] == ["features.png", "attention_block_04.png"]
+
+
+def test_frozen_stages_are_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    marked = []
+    monkeypatch.setattr("trainer.seeing.draw.draw_reconstructions", lambda *_, **named: marked.append(named))
+    pretrained, images = small_pretrained(), small_images(1)
+    for about in (pretrained.about, {}):
+        list(draw_pictures(replace(pretrained, about=about), images, tmp_path, kinds=["reconstructions"]))
+    assert [(each["title"], each["frozen_stages"]) for each in marked] == [
+        ("runs/small, step 7", {0}), ("runs/small, step 7", set())]  # fmt: skip
 
 
 def test_a_stage_is_frozen_with_the_block_that_it_reads() -> None:

@@ -26,7 +26,6 @@ def draw_pictures(
     kinds: Collection[str] = KINDS,
     mask_seed: int = 0,
     attention_blocks: Sequence[int] | None = None,
-    frozen_units: int = 0,
 ) -> Iterator[Path]:
     """Yields each picture's path once it is written: reconstructions.png, features.png, attention_block_12.png, …
 
@@ -37,10 +36,9 @@ def draw_pictures(
         kinds: of `KINDS`; reconstructions need a source with decoders (``pretrained.full``).
         mask_seed: of the masks, one for each image.
         attention_blocks: from 0; None is the last one.
-        frozen_units: at the time of these weights; their stages are marked.
     """
     if "reconstructions" in kinds:
-        yield _draw_reconstructions(pretrained, images, folder, mask_seed, frozen_units)
+        yield _draw_reconstructions(pretrained, images, folder, mask_seed)
     if not {"features", "attention"} & set(kinds):
         return
     source, last = pretrained.source, pretrained.config.num_blocks - 1
@@ -66,17 +64,16 @@ def mask_keys(count: int, seed: int) -> Tensor:
     return torch.arange(count) + (seed << 32)
 
 
-def _draw_reconstructions(
-    pretrained: Pretrained, images: Tensor, folder: Path, mask_seed: int, frozen_units: int
-) -> Path:
-    """Of all stages, frozen ones too: a decoder froze with the block that it reads, so its predictions stay valid."""
+def _draw_reconstructions(pretrained: Pretrained, images: Tensor, folder: Path, mask_seed: int) -> Path:
+    """Of all stages, frozen ones too, which are marked: a decoder froze with the block that it reads, so its
+    predictions stay valid."""
     assert pretrained.full is not None, "the source has no decoders"
     config, path = pretrained.config, folder / "reconstructions.png"
     with torch.random.fork_rng(devices=[]):
         model = LocalMIM(config)
     model.load_state_dict(pretrained.full)
     shown = model.reconstruct(images, mask_noise(mask_keys(len(images), mask_seed), config.num_patches))
-    frozen = frozen_stages(config, frozen_units)
+    frozen = frozen_stages(config, int(pretrained.about.get("frozen_units", 0)))
     draw_reconstructions(images.numpy(), shown, config, path, title=pretrained.source, frozen_stages=frozen)
     return path
 

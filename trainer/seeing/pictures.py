@@ -1,9 +1,9 @@
 """Feature colours and attention maps beside their photographs, a row for each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
@@ -24,10 +24,10 @@ def feature_figure(photographs: NDArray[np.uint8], components: Components, title
     ]
     figure, axes = _grid(len(photographs), columns, title, panel=1.9)
     for row, (photograph, values) in enumerate(zip(photographs, components.values.numpy(), strict=True)):
-        axes[row][0].imshow(photograph)
-        axes[row][1].imshow(values)
+        axes[row, 0].imshow(photograph)
+        axes[row, 1].imshow(values)
         for component in range(len(components.shares)):
-            axes[row][2 + component].imshow(values[..., component], cmap="gray", vmin=0, vmax=1)
+            axes[row, 2 + component].imshow(values[..., component], cmap="gray", vmin=0, vmax=1)
     return figure
 
 
@@ -42,9 +42,9 @@ def attention_figure(photographs: NDArray[np.uint8], maps: Tensor, title: str) -
     even_share = 1 / (1 + patches)
     figure, axes = _grid(batch, columns, f"{title}; numbers: the peak, in even shares of 1/{1 + patches}", panel=1.25)
     for row, photograph in enumerate(photographs):
-        axes[row][0].imshow(photograph)
+        axes[row, 0].imshow(photograph)
         shown = [maps[row].mean(dim=0), *maps[row]]
-        for axis, one in zip(axes[row][1:], shown, strict=True):
+        for axis, one in zip(axes[row, 1:], shown, strict=True):
             axis.imshow(one.reshape(grid, grid).numpy(), cmap="inferno", vmin=0)
             axis.text(
                 0.04, 0.04, f"{one.max().item() / even_share:.1f}", transform=axis.transAxes, color="white", fontsize=7,
@@ -53,8 +53,8 @@ def attention_figure(photographs: NDArray[np.uint8], maps: Tensor, title: str) -
     return figure
 
 
-def _grid(rows: int, columns: Sequence[str], title: str, panel: float) -> tuple[Figure, Sequence[Sequence[Axes]]]:
-    """A figure of panels, `panel` inches wide, with a title for the whole and one for each column."""
+def _grid(rows: int, columns: Sequence[str], title: str, panel: float) -> tuple[Figure, NDArray[Any]]:
+    """A figure, with a title for the whole and one for each column, and its panels, `panel` inches wide."""
     figure = Figure(figsize=(panel * len(columns), panel * rows + 0.9), layout="constrained")
     figure.suptitle(title, fontsize=9)
     axes = figure.subplots(rows, len(columns), squeeze=False)
