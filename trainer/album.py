@@ -1,41 +1,38 @@
 """Makes RUN/pictures: from a checkpoint and the run's own shards, on the host, without touching the engine."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.checkpoint.manifest import list_checkpoints
 from trainer.checkpoint.reader import Checkpoint
 from trainer.data.chosen import evenly_chosen
 from trainer.data.evaluation import centre_view
 from trainer.data.source import DataSource
-from trainer.model.localmim import LocalMIM
-from trainer.model.masking import mask_noise
 from trainer.plan import RunPlan
-from trainer.tracking.pictures import draw_reconstructions, draw_timeline
+from trainer.pretrained.weights import from_localmim
+from trainer.seeing.draw import draw_pictures
+from trainer.tracking.pictures import draw_timeline
 
 
-def draw_reconstruction_picture(plan: RunPlan) -> Path:
-    """reconstructions.png of the weights in the newest checkpoint.
-
-    Frozen stages are shown too: a decoder froze with the block that it reads, so its predictions stay valid."""
+def draw_views(plan: RunPlan, checkpoint: Path, folder: Path) -> Iterator[Path]:
+    """What the weights of a checkpoint make of a few of the run's photographs: each picture once it is drawn."""
     config = plan.recipe.model
+    folder.mkdir(parents=True, exist_ok=True)
     images = centre_crops(plan.index, plan.recipe.tracking.picture_images, config.image_size)
-    model = LocalMIM(config)
-    Checkpoint(list_checkpoints(plan.checkpoints)[0]).load_weights(model)
-    noise = mask_noise(torch.arange(len(images)), model.num_patches)
-    shown = model.reconstruct(images, noise)
-    path = plan.output / "pictures" / "reconstructions.png"
-    draw_reconstructions(images.numpy(), shown, config, path)
-    return path
+    opened = Checkpoint(checkpoint)
+    manifest = opened.manifest
+    about = {"frozen_units": str(manifest.frozen_units)}
+    pretrained = from_localmim(config, opened.weights(), f"{plan.output.name}, step {manifest.step}", about)
+    yield from draw_pictures(pretrained, images, folder)
 
 
-def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Path:
+def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Iterator[Path]:
     path = plan.output / "pictures" / "freeze_timeline.png"
     draw_timeline(events, path)
-    return path
+    yield path
 
 
 def centre_crops(source: DataSource, count: int, size: int) -> torch.Tensor:

@@ -5,15 +5,16 @@ says so: every rank calls it.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from trainer.album import draw_reconstruction_picture, draw_timeline_picture
+from trainer.album import draw_timeline_picture, draw_views
 from trainer.checkpoint.background import SaveReport
+from trainer.checkpoint.manifest import directory_name
 from trainer.checkpoint.reader import Checkpoint
 from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.freezing.rebatch import describe_rebatching
@@ -50,6 +51,7 @@ class Logbook(ABC):
             self._metrics = Metrics(plan.output, start_step, plan.recipe.tracking.tensorboard, self.say)
         self._losses = self._new_losses()
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
+        self._drawn_until = start_step
 
     def started(self, checkpoint: Checkpoint | None, origin: Origin | None) -> None:
         """`origin`: of the weights, where they are neither a checkpoint's nor random."""
@@ -89,8 +91,8 @@ class Logbook(ABC):
     def _summary(self, events: list[dict[str, Any]]) -> str:
         """The printed end of the run."""
 
-    def _draw_at_save(self, step: int) -> None:  # noqa: B027 (not every kind of run has any)
-        """Pictures of the checkpoint at this step, on rank 0, if they are wanted."""
+    def _draw_at_save(self, report: SaveReport) -> None:  # noqa: B027 (not every kind of run has any)
+        """Pictures of this checkpoint, on rank 0, if they are wanted."""
 
     def _draw_at_end(self, step: int, events: list[dict[str, Any]]) -> None:  # noqa: B027 (not every kind of run has any)
         """Pictures of the whole run, on rank 0, if they are wanted."""
@@ -142,8 +144,7 @@ class Logbook(ABC):
         if self._metrics:
             fields = asdict(report) | {"path": str(report.path.relative_to(self._plan.output))}
             self._metrics.write("checkpoint", **{key: value for key, value in fields.items() if key != "error"})
-        if report.step < self._plan.total_steps:
-            self._draw_at_save(report.step)
+        self._draw_at_save(report)
 
     def finished(self, step: int) -> None:
         """Pictures and summary of a run that is done; a picture that fails does not spoil it."""
@@ -160,12 +161,14 @@ class Logbook(ABC):
         if self._metrics:
             self._metrics.close()
 
-    def _draw(self, draw: Callable[[], Path], name: str, step: int) -> None:
+    def _draw(self, pictures: Iterator[Path], step: int) -> None:
+        """Rank 0 alone; a picture that cannot be drawn is told of, and training goes on."""
         if self._metrics:
             try:
-                self._metrics.picture(name, draw(), step)
+                for path in pictures:
+                    self._metrics.picture(path.stem, path, step)
             except Exception as error:
-                self.say(f"{name}.png was not drawn: {type(error).__name__}: {error}")
+                self.say(f"not all pictures of step {step} were drawn: {type(error).__name__}: {error}")
 
 
 class PretrainingLogbook(Logbook):
@@ -230,12 +233,24 @@ class PretrainingLogbook(Logbook):
     def _summary(self, events: list[dict[str, Any]]) -> str:
         return summarise(events)
 
-    def _draw_at_save(self, step: int) -> None:
-        if self._plan.recipe.tracking.pictures == "checkpoint":
+    def _draw_at_save(self, report: SaveReport) -> None:
+        if self._picture_is_due(report.step):
+            folder = self._plan.output / "pictures" / report.path.name
             with self._throughput.aside():
-                self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", step)
+                self._draw(draw_views(self._plan, report.path, folder), report.step)
+
+    def _picture_is_due(self, step: int) -> bool:
+        """Whether the checkpoint of `step` is to be drawn.
+
+        A save may come later than `pictures_at` says: after a bad step it waits for a good one."""
+        tracking, since = self._plan.recipe.tracking, self._drawn_until
+        self._drawn_until = step
+        if step == self._plan.total_steps and tracking.pictures != "never":
+            return False  # `_draw_at_end` does
+        return tracking.pictures == "checkpoint" or any(since < at <= step for at in tracking.pictures_at)
 
     def _draw_at_end(self, step: int, events: list[dict[str, Any]]) -> None:
         if self._plan.recipe.tracking.pictures != "never":
-            self._draw(lambda: draw_reconstruction_picture(self._plan), "reconstructions", step)
-            self._draw(lambda: draw_timeline_picture(self._plan, events), "freeze_timeline", step)
+            checkpoint = self._plan.checkpoints / directory_name(step)
+            self._draw(draw_views(self._plan, checkpoint, self._plan.output / "pictures"), step)
+            self._draw(draw_timeline_picture(self._plan, events), step)

@@ -161,6 +161,11 @@ class Training(ABC):
     def _image_flops(self) -> int:
         """Matmul FLOPs of one image, forward and backward, in the step under way."""
 
+    def _is_save_due(self) -> bool:
+        """Whether the state after `self.step` steps is to be saved, though the run goes on."""
+        save_every = self.plan.recipe.checkpoint.interval(self.plan.steps_per_epoch)
+        return save_every > 0 and self.step % save_every == 0
+
     def _after_step(self) -> None:  # noqa: B027 (not every kind of run has any)
         """Between two steps, `self.step` of them done and logged, before they are saved; not if the run is to stop,
         for then time is short. Collective."""
@@ -199,7 +204,6 @@ class Training(ABC):
 
     def _train(self, micro_batches: Iterator[MicroBatch]) -> int:
         """All steps that are left, with their logs and saves. Returns the exit code if no save goes wrong."""
-        save_every = self.plan.recipe.checkpoint.interval(self.plan.steps_per_epoch)
         log_every = self.plan.recipe.tracking.log_every
         save_due = False
         self.throughput.restart()
@@ -213,7 +217,7 @@ class Training(ABC):
                 return FAILED
             at_end = self.step == self.plan.total_steps
             stop = self.stop_requests.wait() if at_end else self.stop_requests.agreed()
-            save_due = save_due or (save_every > 0 and self.step % save_every == 0)
+            save_due = save_due or self._is_save_due()
             # after a bad step the weights may be what is bad: such a state must not push out a good one
             save = at_end or stop or (save_due and not self.engine.bad_steps_in_a_row)
             if save or self.step % log_every == 0:

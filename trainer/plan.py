@@ -128,14 +128,15 @@ def plan_schedule(recipe: Recipe, steps_per_epoch: int) -> FreezeSchedule:
         )
     except ValueError as error:
         raise BadInput(f"recipe: {error}") from None
-    require_steps_to_profile(recipe.train.profile, schedule.total_steps)
+    require_steps("train.profile", recipe.train.profile, schedule.total_steps)
+    require_steps("tracking.pictures_at", recipe.tracking.pictures_at, schedule.total_steps)
     return schedule
 
 
-def require_steps_to_profile(steps: list[int], total_steps: int) -> None:
-    """Raises `BadInput` for steps that the run will not have."""
-    if steps and steps[-1] > total_steps:
-        raise BadInput(f"train.profile: step {steps[-1]} lies beyond the run: name steps from 1 to {total_steps}")
+def require_steps(key: str, steps: list[int], total_steps: int) -> None:
+    """Raises `BadInput` for steps, named under `key` of the recipe, that the run will not have."""
+    if steps and max(steps) > total_steps:
+        raise BadInput(f"{key}: step {max(steps)} lies beyond the run: name steps from 1 to {total_steps}")
 
 
 def plan_micro_batches(recipe: Recipe, ds: ResolvedDsConfig, world_size: int, schedule: FreezeSchedule) -> MicroBatches:

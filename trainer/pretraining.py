@@ -114,6 +114,10 @@ class Pretraining(Training):
         noise = mask_noise(batch.mask_keys, self.model.num_patches)
         return self.engine.forward(batch.images, noise, self.plan.stage_weights_at(self.step))
 
+    def _is_save_due(self) -> bool:
+        """Pictures are drawn from checkpoints, too."""
+        return super()._is_save_due() or self.step in self.plan.recipe.tracking.pictures_at
+
     def _after_step(self) -> None:
         if self.knn.is_due(self.step):
             with self.throughput.aside():

@@ -60,6 +60,7 @@ FREE_TO_CHANGE = {
     "tracking.log_every",
     "tracking.tensorboard",
     "tracking.pictures",
+    "tracking.pictures_at",
     "tracking.picture_images",
     "validation.path",
     "validation.every_epochs",

@@ -192,6 +192,11 @@ RECIPES = {
     "profile of a step after the last": override(
         "train.profile: step 99999 lies beyond the run: name steps from 1 to 9", "train.profile=99999"
     ),
+    "picture of a step after the last": override(
+        "tracking.pictures_at: step 99999 lies beyond the run: name steps from 1 to 9",
+        "tracking.pictures_at=[4, 99999]",
+    ),
+    "picture of no step": override("tracking.pictures_at.0: .*greater than or equal to 1", "tracking.pictures_at=[0]"),
     "hang after less than nothing": override(
         "train.hang_timeout: .*greater than or equal to 0", "train.hang_timeout=-1"
     ),

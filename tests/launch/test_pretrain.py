@@ -20,7 +20,7 @@ from trainer.checkpoint.reader import Checkpoint
 def reference(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
     """One uninterrupted run on two ranks through the deepspeed launcher. Not to be started again: copy it."""
     with Run(tmp_path_factory.mktemp("reference") / "run", shards) as run:
-        run.start("deepspeed", "tracking.pictures=end", "tracking.tensorboard=true")
+        run.start("deepspeed", "tracking.pictures=end", "tracking.pictures_at=[23]", "tracking.tensorboard=true")
         assert run.end() == 0, run.printed[-3000:]
         return run
 
@@ -64,7 +64,9 @@ def test_a_run_goes_through_every_freeze_and_leaves_what_was_promised(reference:
     assert {"recipe.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "tensorboard", "pictures",
             "checkpoints"} <= names  # fmt: skip
     assert "auto" not in (left / "ds_config.json").read_text()
-    assert {path.name for path in (left / "pictures").iterdir()} == {"reconstructions.png", "freeze_timeline.png"}
+    views = {"reconstructions.png", "features.png", "attention_block_04.png"}
+    assert {path.name for path in (left / "pictures").glob("*.png")} == views | {"freeze_timeline.png"}
+    assert {path.name for path in (left / "pictures" / "step_00000023").iterdir()} == views
     assert len(list_checkpoints(left / "checkpoints")) == 3
     assert (left / "checkpoints" / "latest").read_text() == list_checkpoints(left / "checkpoints")[0].name
     for promised in ("by stage:", "freezes", "step time before the first freeze", "reconstructions.png"):
@@ -75,7 +77,8 @@ def test_the_pictures_are_in_tensorboard(reference: Run) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     board = EventAccumulator(str(reference.directory / "tensorboard")).Reload()
-    assert set(board.Tags()["images"]) == {"reconstructions", "freeze_timeline"}
+    assert set(board.Tags()["images"]) == {"reconstructions", "features", "attention_block_04", "freeze_timeline"}
+    assert [image.step for image in board.Images("reconstructions")] == [23, 54]
     assert "learning_rate/unit_04" in board.Tags()["scalars"]
 
 

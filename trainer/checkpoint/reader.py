@@ -87,6 +87,13 @@ class Checkpoint:
             raise DamagedCheckpoint(f"{self.directory}: {kind} of {name} lacks elements from {position}")
         return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
+    def weights(self) -> dict[str, torch.Tensor]:
+        """Every parameter in fp32 on the host, frozen ones too, by name."""
+        return {
+            name: self.read(MASTER, name, 0, self.numel(name)).view(shape)
+            for name, shape in self.manifest.shapes.items()
+        }
+
     @torch.no_grad()
     def load_weights(self, model: torch.nn.Module) -> None:
         """Copy every parameter in fp32 into a model that no engine holds yet. Raises `BadInput` for another model."""

@@ -97,6 +97,11 @@ def centre_view(sample: Sample, size: int) -> torch.Tensor:
         pixels = decode_rgb(sample.image)
     except UndecodableImage as error:
         raise BadSample(f"{sample.where}, sample {shown(sample.key)}: {error}") from error
+    return centre_crop(pixels, size)
+
+
+def centre_crop(pixels: NDArray[np.uint8], size: int) -> torch.Tensor:
+    """The middle of uint8 [H, W, 3] pixels as `centre_view` takes it: uint8 [3, size, size]."""
     height, width, _ = pixels.shape
     side = max(1, round(min(height, width) * CENTRE_SHARE))
     return crop_and_resize(pixels, Box((height - side) // 2, (width - side) // 2, side, side), size)

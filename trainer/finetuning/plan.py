@@ -12,7 +12,7 @@ from trainer.data.storage import Storage
 from trainer.errors import BadInput
 from trainer.finetuning.recipe import FinetuneRecipe
 from trainer.finetuning.schedule import LayerDecaySchedule
-from trainer.plan import AnyPlan, require_steps_to_profile, resolve_for
+from trainer.plan import AnyPlan, require_steps, resolve_for
 from trainer.ranks import Ranks
 
 if TYPE_CHECKING:  # a run is planned before torch is imported
@@ -66,7 +66,7 @@ def plan_finetune(recipe: FinetuneRecipe, ds_config: Path, output: Path, ranks: 
         lr=recipe.learning_rate,
         min_lr=recipe.optimizer.min_lr,
     )
-    require_steps_to_profile(recipe.train.profile, total_steps)
+    require_steps("train.profile", recipe.train.profile, total_steps)
     return FinetunePlan(
         recipe=recipe,
         ds=ds,

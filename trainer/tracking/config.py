@@ -1,6 +1,6 @@
 """The recipe's ``tracking`` section."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -18,4 +18,9 @@ class TrackingConfig(LogConfig):
     pictures: Literal["never", "end", "checkpoint"] = Field(
         "end", description="when to draw RUN/pictures: at no time, when the run ends, or at each checkpoint too"
     )
-    picture_images: int = Field(4, ge=1, le=16, description="photographs in reconstructions.png")
+    pictures_at: list[Annotated[int, Field(ge=1)]] = Field(
+        [],
+        description="steps at which to draw as well, for instance [100, 2000]: each saves a checkpoint, from which "
+        "RUN/pictures/step_00000100 is drawn",
+    )
+    picture_images: int = Field(4, ge=1, le=16, description="photographs in each picture")

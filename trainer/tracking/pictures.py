@@ -1,13 +1,16 @@
-"""The two pictures of a run: how the freeze went, and what the model sees."""
+"""How the freeze of a run went, and what the model reconstructs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from PIL import Image
 
+from trainer.files import replace_file
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import Reconstruction
 from trainer.tracking.target_picture import draw_target
@@ -57,7 +60,22 @@ def draw_timeline(events: list[dict[str, Any]], path: Path) -> None:
                 va="top",
                 ha="right",
             )
-    figure.savefig(path, dpi=110)
+    save_figure(figure, path, dpi=110)
+
+
+def save_figure(figure: Figure, path: Path, *, dpi: int, colours: int | None = None) -> Path:
+    """Write a PNG, whole or not at all, and return its path. Raises OSError.
+
+    colours: at most so many, up to 256, chosen to fit; takes a fifth of the bytes where a picture is full of detail."""
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()
+    picture = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    if colours:
+        picture = picture.quantize(colours, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    with replace_file(path) as stream:
+        picture.save(stream, "PNG")
+    return path
 
 
 def _over_steps(
@@ -70,14 +88,31 @@ def _over_steps(
     return [p[0] for p in points], [p[1] for p in points]
 
 
-def draw_reconstructions(images: np.ndarray, shown: Reconstruction, config: ModelConfig, path: Path) -> None:
-    """reconstructions.png: a row per photograph: image, masked image, then target and prediction of each stage.
+def draw_reconstructions(
+    images: np.ndarray,
+    shown: Reconstruction,
+    config: ModelConfig,
+    path: Path,
+    *,
+    title: str = "",
+    frozen_stages: Collection[int] = (),
+) -> None:
+    """reconstructions.png: `reconstruction_figure` in a file, fine enough for the strokes of 56×56 cells."""
+    figure = reconstruction_figure(images, shown, config, title, frozen_stages)
+    save_figure(figure, path, dpi=200, colours=256)
+
+
+def reconstruction_figure(
+    images: np.ndarray, shown: Reconstruction, config: ModelConfig, title: str, frozen_stages: Collection[int]
+) -> Figure:
+    """A row per photograph: image, masked image, then target and prediction of each stage.
 
     Predictions are drawn where patches are masked; elsewhere, where no loss asks for any, the target is shown in blue.
-    images: uint8 [B, 3, H, W], the pixels that `shown` was computed from."""
+    images: uint8 [B, 3, H, W], the pixels that `shown` was computed from. frozen_stages: marked as such."""
     blocks, scales = config.stage_blocks, config.stage_scales
     columns = 2 + 2 * len(shown.stages)
-    figure = Figure(figsize=(1.75 * columns, 1.85 * len(images) + 0.5), layout="constrained")
+    figure = Figure(figsize=(1.75 * columns, 1.85 * len(images) + 0.8), layout="constrained")
+    figure.suptitle(title, fontsize=10)
     axes = figure.subplots(len(images), columns, squeeze=False)
     grid, patch = config.grid_size, config.patch_size
     for row, image in enumerate(images):
@@ -95,12 +130,14 @@ def draw_reconstructions(images: np.ndarray, shown: Reconstruction, config: Mode
     titles = ["photograph", f"masked {config.mask_ratio:.0%}"]
     for stage in shown.stages:
         cells, block = round(grid * scales[stage.stage]), blocks[stage.stage] + 1
-        titles += [f"block {block}: target\n{cells}×{cells} cells", f"block {block}: predicted\n(blue: visible)"]
-    for axis, title in zip(axes[0], titles, strict=True):
-        axis.set_title(title, fontsize=9)
+        frozen = ", frozen" if stage.stage in frozen_stages else ""
+        titles += [f"block {block}{frozen}: target\n{cells}×{cells} cells"]
+        titles += [f"block {block}{frozen}: predicted\n(blue: visible)"]
+    for axis, words in zip(axes[0], titles, strict=True):
+        axis.set_title(words, fontsize=8)
     for axis in axes.flat:
         axis.set_axis_off()
-    figure.savefig(path, dpi=200)  # fine enough for the strokes of 56×56 cells
+    return figure
 
 
 def _visible_in_blue(prediction: np.ndarray, target: np.ndarray, mask: np.ndarray) -> np.ndarray:
