@@ -16,13 +16,12 @@ from trainer.data.augment import Box, crop_and_resize
 from trainer.data.decode import UndecodableImage, decode_rgb
 from trainer.data.errors import BadSample
 from trainer.data.read_ahead import read_ahead
-from trainer.data.reader import RawSample, Sample, parse_sample, read_samples
+from trainer.data.reader import Sample, parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex
 from trainer.data.storage import Storage
 from trainer.data.tar_members import shown
 
 CENTRE_SHARE = 224 / 256  # MAE's evaluation view: short side to 256, centre crop of 224 (arXiv 2111.06377)
-_BATCHES_AHEAD = 2
 
 
 @dataclass(frozen=True)
@@ -50,30 +49,44 @@ def evaluation_batches(
     batch: int,
     rank: int,
     world_size: int,
+    chosen: NDArray[np.int64] | None = None,
+    workers: int = 2,
     storage: Storage | None = None,
 ) -> Iterator[EvaluationBatch]:
-    """Centre crops of a rank's samples, `batch` at a time; the next batches are read in the background.
+    """Centre crops of a rank's samples, `batch` at a time. `chosen`: rising ids of the samples that are wanted; all
+    unless given.
+
+    `workers` threads read and decode, a batch each, so that up to `workers` + 1 batches are held at a time; with 0 the
+    calling thread does it.
 
     Raises ShardError if a shard or an image is damaged."""
     used = storage or Storage()
-    ids, num_valid = evaluation_samples(index.num_samples, batch, rank, world_size)
+    all_ids = np.arange(index.num_samples) if chosen is None else chosen
+    places, num_valid = evaluation_samples(len(all_ids), batch, rank, world_size)
 
-    def read(chosen: NDArray[np.int64]) -> tuple[NDArray[np.int64], list[RawSample]]:
-        return chosen, read_samples(index, chosen, used)
+    def read(places: NDArray[np.int64], first: int) -> EvaluationBatch:
+        ids = all_ids[places]
+        samples = [parse_sample(raw) for raw in read_samples(index, ids, used)]
+        return EvaluationBatch(
+            images=torch.stack([centre_view(sample, image_size) for sample in samples]),
+            labels=torch.tensor([sample.label for sample in samples]),
+            samples=torch.from_numpy(ids),
+            valid=torch.arange(first, first + batch) < num_valid,
+        )
 
+    requests = [(places[first : first + batch], first) for first in range(0, len(places), batch)]
     try:
-        with closing(read_ahead(read, np.split(ids, len(ids) // batch), _BATCHES_AHEAD)) as batches:
-            for number, (chosen, raw) in enumerate(batches):
-                samples = [parse_sample(each) for each in raw]
-                yield EvaluationBatch(
-                    images=torch.stack([centre_view(sample, image_size) for sample in samples]),
-                    labels=torch.tensor([sample.label for sample in samples]),
-                    samples=torch.from_numpy(chosen),
-                    valid=torch.arange(number * batch, (number + 1) * batch) < num_valid,
-                )
+        with closing(read_ahead(lambda request: read(*request), requests, workers)) as batches:
+            yield from batches
     finally:
         if storage is None:
             used.close()
+
+
+def evenly_chosen(num_samples: int, most: int | None) -> NDArray[np.int64]:
+    """Ids of at most `most` samples (None: all), evenly over the index: rising, without repetition."""
+    count = num_samples if most is None else min(most, num_samples)
+    return np.arange(count, dtype=np.int64) * num_samples // count
 
 
 def centre_view(sample: Sample, size: int) -> torch.Tensor:
