@@ -1,4 +1,4 @@
-"""Fashion-MNIST (arXiv 1708.07747) as WebDataset shards: 60,000 training and 10,000 test images of ten kinds of clothes.
+"""Fashion-MNIST (arXiv 1708.07747) as WebDataset shards: 60,000 training and 10,000 test images of ten classes.
 
 The 28×28 grey images come out of the Debian package `dataset-fashion-mnist` (MIT licence), which is downloaded by name
 and unpacked, not installed. They are stored as JPEGs of quality 95, so that a run decodes files as it does elsewhere.
