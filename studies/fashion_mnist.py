@@ -44,10 +44,15 @@ def make_shards(output: Path, limit: int | None = None) -> Path:
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """The array of bytes in a gzipped IDX file, MNIST's format: two zero bytes, type 8, dimensions, their sizes."""
-    content = gzip.decompress(path.read_bytes())
+    """The array of bytes in a gzipped IDX file, MNIST's format: two zero bytes, type 8, dimensions, their sizes.
+
+    Raises `BadInput` for another file."""
+    try:
+        content = gzip.decompress(path.read_bytes())
+    except (OSError, EOFError):
+        content = b""
     if content[:3] != b"\0\0\x08":
-        raise BadInput(f"{path} is no IDX file of bytes: delete {path.parents[4]} and start again")
+        raise BadInput(f"{path} is no gzipped IDX file of bytes: delete {path.parents[4]} and start again")
     sizes = np.frombuffer(content, ">u4", count=content[3], offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * len(sizes)).reshape(sizes)
 

@@ -2,8 +2,8 @@
 
     python -m studies.freezing [--quick] [--seeds 3] [--at-once 2]
 
-Fetches Fashion-MNIST, makes shards of it, and runs what is not there yet under runs/studies, hours on two cores. Stop it
-whenever you like: the same command goes on. --quick takes the same road in minutes, with numbers that mean nothing.
+Fetches Fashion-MNIST, makes shards of it, and runs what is not there yet under runs/studies, hours on two cores. Stop
+it whenever you like: the same command goes on. --quick takes the same road in minutes, with numbers that mean nothing.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def main(words: Sequence[str] | None = None) -> int:
     output = arguments.output or (folder if quick else REPOSITORY / "docs")
     trials = all_trials(arguments.seeds, quick=quick)
     if not arguments.skip_training:
-        run_missing(trials, shards / "train.json", folder, at_once=arguments.at_once)
+        run_missing(trials, shards, folder, at_once=arguments.at_once)
     judge_missing(trials, shards, folder)
     points = read_points(folder, trials)
     cost = unit(quick=quick)

@@ -8,9 +8,7 @@ from studies.results import read_judged, write_judged
 from studies.runner import is_done
 from studies.trials import Trial, shortened
 from trainer.checkpoint.manifest import directory_name, list_checkpoints, step_of
-from trainer.data.config import DataConfig
 from trainer.data.shard_index import ShardIndex
-from trainer.data.source import open_source
 
 CURVE_BEGINS = 0.5
 """Share of a run from which on its checkpoints are judged."""
@@ -21,7 +19,7 @@ def judge_missing(trials: Sequence[Trial], shards: Path, folder: Path) -> None:
     needs comes first."""
     judge = None
     for trial, step in sorted(_missing(trials, folder), key=lambda found: not _is_contrasted(*found)):
-        judge = judge or Judge(_index(shards, "train"), _index(shards, "validation"))
+        judge = judge or Judge(ShardIndex.open(shards, "train"), ShardIndex.open(shards, "validation"))
         accuracy = judge.checkpoint(folder / trial.name / "checkpoints" / directory_name(step))
         write_judged(folder, trial, read_judged(folder, trial) | {step: accuracy})
         print(f"{trial.name}, step {step}: {accuracy}", flush=True)
@@ -37,9 +35,3 @@ def _missing(trials: Iterable[Trial], folder: Path) -> Iterator[tuple[Trial, int
 
 def _is_contrasted(trial: Trial, step: int) -> bool:
     return step in (trial.steps, shortened(trial.steps))
-
-
-def _index(shards: Path, split: str) -> ShardIndex:
-    index = open_source(DataConfig(path=str(shards / f"{split}.json")), rank=0)
-    assert isinstance(index, ShardIndex)
-    return index

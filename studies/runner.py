@@ -10,8 +10,7 @@ from pathlib import Path
 import yaml
 
 from studies.trials import GLOBAL_BATCH, Trial
-from trainer.data.config import DataConfig
-from trainer.data.source import open_source
+from trainer.data.shard_index import ShardIndex
 from trainer.files import write_text
 from trainer.tracking.metrics import read_metrics
 
@@ -39,10 +38,11 @@ def is_done(run: Path) -> bool:
 
 
 def _run(trial: Trial, shards: Path, run: Path) -> None:
-    index = open_source(DataConfig(path=str(shards)), rank=0)
     recipe, log = run.with_suffix(".yaml"), run.with_suffix(".log")
     run.parent.mkdir(parents=True, exist_ok=True)
-    write_text(recipe, yaml.safe_dump(trial.recipe(index.num_samples // GLOBAL_BATCH), sort_keys=False))
+    write_text(
+        recipe, yaml.safe_dump(trial.recipe(ShardIndex.open(shards).num_samples // GLOBAL_BATCH), sort_keys=False)
+    )
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in launcher}
     environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}
