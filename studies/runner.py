@@ -38,11 +38,10 @@ def is_done(run: Path) -> bool:
 
 
 def _run(trial: Trial, shards: Path, run: Path) -> None:
-    recipe, log = run.with_suffix(".yaml"), run.with_suffix(".log")
+    recipe, log = (run.with_name(run.name + ending) for ending in (".yaml", ".log"))  # names of runs hold dots
     run.parent.mkdir(parents=True, exist_ok=True)
-    write_text(
-        recipe, yaml.safe_dump(trial.recipe(ShardIndex.open(shards).num_samples // GLOBAL_BATCH), sort_keys=False)
-    )
+    steps_per_epoch = ShardIndex.open(shards).num_samples // GLOBAL_BATCH
+    write_text(recipe, yaml.safe_dump(trial.recipe(steps_per_epoch), sort_keys=False))
     launcher = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
     environment = {name: value for name, value in os.environ.items() if name not in launcher}
     environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PYTHONPATH": str(REPOSITORY)}

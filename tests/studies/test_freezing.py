@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from studies.runner import REPOSITORY, TrialFailed, is_done, run_missing
-from studies.trials import QUICK_BUDGETS, Trial, all_trials
+from studies.trials import POLICIES, QUICK_BUDGETS, Trial, all_trials
+from trainer.recipe import load_recipe
 from trainer.tracking.metrics import read_metrics
 
 TRIALS = all_trials(1, quick=True)
@@ -40,9 +41,13 @@ def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture
     done = subprocess.run(command(work, output), cwd=REPOSITORY, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert [event["step"] for event in read_metrics(first) if event["event"] == "end"] == [QUICK_BUDGETS[0]]
-    assert any(event["event"] == "resume" for event in read_metrics(first)) or not is_done(first)
+    assert any(event["event"] == "resume" for event in read_metrics(first))
     freezes = [event["step"] for event in read_metrics(folder / TRIALS[1].name) if event["event"] == "freeze"]
     assert len(freezes) > 3
+    for trial in TRIALS:
+        ran = load_recipe(str(folder / trial.name / "recipe.yaml"), [], folder)
+        assert ran.freezing.model_dump().items() >= POLICIES[trial.policy].items()
+        assert (ran.train.seed, read_metrics(folder / trial.name)[-1]["step"]) == (trial.seed, trial.steps)
     page = (output / "study.md").read_text()
     for name in ("unfrozen, to the end", "unfrozen, stopped early", "unfrozen, shorter schedule", "cubic .8 scaled"):
         assert f"| {name}" in page
