@@ -52,7 +52,7 @@ def debian_photographs(cache: Path) -> list[Path]:
         root = cache / package
         try:
             if not root.is_dir():
-                _fetch(package, root)
+                fetch_package(package, root)
         except OSError as error:
             raise FetchError(str(error)) from error
         found = sorted(path for path in (root / folder).rglob("*.jpg") if path.stem not in drawings)
@@ -75,7 +75,7 @@ def packaged_photographs() -> list[Path]:
     return photographs
 
 
-def _fetch(package: str, root: Path) -> None:
+def fetch_package(package: str, root: Path) -> None:
     """Downloads a Debian package and unpacks it as the folder `root`, which appears only when it is complete."""
     print(f"fetching the Debian package {package}", file=sys.stderr)
     root.parent.mkdir(parents=True, exist_ok=True)

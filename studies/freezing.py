@@ -1,0 +1,63 @@
+"""Does freezing pay, at equal cost? Pre-trains, evaluates, and writes the tables and the picture of docs/study.md.
+
+    python -m studies.freezing [--quick] [--seeds 3] [--at-once 2]
+
+Fetches Fashion-MNIST, makes shards of it, and runs what is not there yet under runs/studies, hours on two cores. Stop
+it whenever you like: the same command goes on. --quick takes the same road in minutes, with numbers that mean nothing.
+"""
+
+import argparse
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from launch.command import ArgumentParser, run_command
+from studies.cost import unit
+from studies.fashion_mnist import make_shards
+from studies.judging import judge_missing
+from studies.page import put_tables, tables
+from studies.picture import draw
+from studies.results import read_points
+from studies.runner import REPOSITORY, run_missing
+from studies.trials import BUDGETS, QUICK_BUDGETS, all_trials
+
+QUICK_IMAGES = 320
+WORK = REPOSITORY / "runs/studies"
+
+
+def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model on few images")
+    parser.add_argument("--seeds", type=int, default=3, help="of the main contrast (default: 3)")
+    parser.add_argument("--at-once", type=int, default=2, help="runs side by side, one thread each (default: 2)")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder of shards, runs and results (runs/studies)")
+    parser.add_argument("--skip-training", action="store_true", help="judge and write what is there already")
+    parser.add_argument("--output", type=Path, help="folder of study.md and study.png (docs; quick: beside the runs)")
+    return parser.parse_args(words)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    arguments = parse_arguments(words)
+    quick = arguments.quick
+    shards = make_shards(
+        arguments.work / ("fashion_mnist_quick" if quick else "fashion_mnist"), QUICK_IMAGES if quick else None
+    )
+    folder = arguments.work / ("freezing_quick" if quick else "freezing")
+    output = arguments.output or (folder if quick else REPOSITORY / "docs")
+    trials = all_trials(arguments.seeds, quick=quick)
+    if not arguments.skip_training:
+        run_missing(trials, shards, folder, at_once=arguments.at_once)
+    judge_missing(trials, shards, folder)
+    points = read_points(folder, trials)
+    cost = unit(quick=quick)
+    budgets = QUICK_BUDGETS if quick else BUDGETS
+    command = shlex.join(["python", "-m", "studies.freezing", *(sys.argv[1:] if words is None else words)])
+    draw(points, cost, output / "study.png")
+    put_tables(output / "study.md", tables(points, budgets, cost, command))
+    print(f"tables in {output / 'study.md'}, picture in {output / 'study.png'}")
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,60 @@
+"""Accuracy against cost, drawn."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from studies.results import MEASURES, Point
+from studies.trials import POLICIES
+
+_DPI = 120
+
+
+def draw(points: Sequence[Point], unit_cost: int, path: Path) -> None:
+    """A panel for each measure: one line for each policy through the ends of its runs, seeds as dots, and the unfrozen
+    runs' early-stopping curves dashed."""
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    panels = figure.subplots(1, len(MEASURES))
+    for panel, (measure, name) in zip(panels, MEASURES.items(), strict=True):
+        _draw_panel(panel, points, measure, unit_cost)
+        panel.set_xlabel("matmul FLOPs of the run, over those of the shortest unfrozen budget")
+        panel.set_ylabel(f"{name}, % of held-out images")
+        panel.spines[["top", "right"]].set_visible(False)
+    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+    figure.savefig(path, dpi=_DPI)
+
+
+def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: int) -> None:
+    colours = dict(zip(POLICIES, ["black", *colormaps["tab10"].colors], strict=False))
+    for policy, colour in colours.items():
+        ends = _by_cost([point for point in points if point.trial.policy == policy and point.is_last], measure)
+        if ends:
+            costs = [cost / unit_cost for cost in ends]
+            panel.plot(costs, [mean(values) for values in ends.values()], "-o", color=colour, ms=5, label=policy)
+            for cost, values in zip(costs, ends.values(), strict=True):
+                panel.plot([cost] * len(values), values, "o", color=colour, ms=3, alpha=0.5)
+    curves = defaultdict(list)
+    for point in points:
+        if point.trial.policy == "none":
+            curves[point.trial.steps].append(point)
+    labelled = False
+    for curve in curves.values():
+        stops = _by_cost(curve, measure)
+        if len(stops) > 1:
+            label = None if labelled else "none, stopped early"
+            costs = [cost / unit_cost for cost in stops]
+            panel.plot(costs, [mean(values) for values in stops.values()], "--", color="grey", lw=1, label=label)
+            labelled = True
+
+
+def _by_cost(points: Sequence[Point], measure: str) -> dict[int, list[float]]:
+    """Cost → accuracies of all seeds, in percent, by rising cost."""
+    found = defaultdict(list)
+    for point in sorted(points, key=lambda point: point.cost):
+        found[point.cost].append(100 * getattr(point.accuracy, measure))
+    return found

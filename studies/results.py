@@ -1,0 +1,59 @@
+"""What was found: accuracies beside costs, read from the result files, one for each trial."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import mean, stdev
+
+from studies.cost import flops
+from studies.judge import Accuracy
+from studies.trials import Trial
+from trainer.files import write_text
+
+MEASURES = {"knn": "k-NN", "linear": "linear probe"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """A checkpoint of a trial: `steps` taken of its schedule, what they cost in FLOPs, how good it is."""
+
+    trial: Trial
+    steps: int
+    cost: int
+    accuracy: Accuracy
+
+    @property
+    def is_last(self) -> bool:
+        """Of a run that went to its end."""
+        return self.steps == self.trial.steps
+
+
+def result_file(folder: Path, trial: Trial) -> Path:
+    return folder / f"{trial.name}.json"
+
+
+def read_judged(folder: Path, trial: Trial) -> dict[int, Accuracy]:
+    """Step → accuracy, of those checkpoints that were judged."""
+    path = result_file(folder, trial)
+    judged = json.loads(path.read_text())["judged"] if path.is_file() else {}
+    return {int(step): Accuracy(**accuracy) for step, accuracy in judged.items()}
+
+
+def write_judged(folder: Path, trial: Trial, judged: dict[int, Accuracy]) -> None:
+    content = asdict(trial) | {"judged": {step: asdict(judged[step]) for step in sorted(judged)}}
+    write_text(result_file(folder, trial), json.dumps(content, indent=1) + "\n")
+
+
+def read_points(folder: Path, trials: Iterable[Trial]) -> list[Point]:
+    """All that was judged, by trial and step."""
+    return [
+        Point(trial, step, flops(trial, step), accuracy)
+        for trial in trials
+        for step, accuracy in sorted(read_judged(folder, trial).items())
+    ]
+
+
+def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation over seeds; of one seed nobody knows the spread."""
+    return mean(values), stdev(values) if len(values) > 1 else None
