@@ -52,16 +52,20 @@ class Run:
             "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
             "python": [sys.executable],
         }[launcher]
-        arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
         made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         environment = {name: value for name, value in os.environ.items() if name not in made_by_launchers}
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
         with self._output.open("w") as output:
             self._process = subprocess.Popen(
-                [*start, FAULTY_PROGRAM if fault else PROGRAM, *map(str, arguments), "--output", str(self.directory),
-                 *overrides],
+                [*start, *self.program(*overrides, ds_config=ds_config, fault=fault)],
                 env=environment | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
                 stderr=subprocess.STDOUT)  # fmt: skip
+
+    def program(self, *overrides: str, ds_config: str | Path, fault: str | None = None) -> list[str]:
+        """The program and its arguments, as a launcher takes them."""
+        arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
+        program = FAULTY_PROGRAM if fault else PROGRAM
+        return [program, *map(str, arguments), "--output", str(self.directory), *overrides]
 
     def wait_for_step(self, step: int, event: str = "step") -> None:
         """Wait until that step, or a later one, is in the metrics: event = step, checkpoint, freeze, ..."""
