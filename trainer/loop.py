@@ -32,7 +32,7 @@ from trainer.numerics import BadSteps, farewell, write_report
 from trainer.plan import RunPlan
 from trainer.profiling import StepProfiler
 from trainer.ranks import from_rank_zero, on_every_rank
-from trainer.setup import choose_checkpoint, prepare_output, start_process_group
+from trainer.setup import choose_checkpoint, holding_output, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
 from trainer.watchdog import Watchdog, collective_timeout
@@ -51,9 +51,10 @@ def pretrain(plan: RunPlan, resume: str) -> int:
     device = start_process_group(plan.ranks, collective_timeout(hang_timeout))
     watchdog = Watchdog(hang_timeout, plan.output / "flight_recorder")
     try:
-        # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
-        training = Training(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
-        code = training.run()
+        with holding_output(plan):
+            # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
+            training = Training(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
+            code = training.run()
     except RuntimeError as error:  # a collective's, if another rank is gone
         lost = watchdog.lost_ranks()
         if lost is None:

@@ -7,6 +7,8 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +30,7 @@ from trainer.model.localmim import LocalMIM
 from trainer.plan import RunPlan
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_recipe
+from trainer.run_lock import RunLock
 from trainer.tracking.console import Console
 from trainer.watchdog import keep_flight_recorder
 
@@ -88,6 +91,23 @@ def start_process_group(ranks: Ranks, timeout: timedelta) -> torch.device:
     keep_flight_recorder()
     join_process_group(timeout=timeout)
     return device
+
+
+@contextmanager
+def holding_output(plan: RunPlan) -> Iterator[None]:
+    """The run directory is this run's alone until the block ends, or until the process does where the block raises
+    anything but `BadInput`: a save may still be under way. Collective. Raises `BadInput`, see `RunLock`."""
+    held: list[RunLock] = []
+    from_rank_zero(lambda: held.append(RunLock(plan.output, Console(0).say)))
+    refused = None
+    try:
+        yield
+    except BadInput as error:
+        refused = error
+    for lock in held:
+        lock.release()
+    if refused is not None:
+        raise refused
 
 
 def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:
