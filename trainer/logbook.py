@@ -4,11 +4,13 @@ The training loop calls it between steps and never asks it anything; rank 0 alon
 says so: every rank calls it.
 """
 
+import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from trainer.album import draw_reconstruction_picture, draw_timeline_picture
 from trainer.checkpoint.background import SaveReport
@@ -17,8 +19,9 @@ from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.freezing.rebatch import describe_rebatching
 from trainer.plan import RunPlan
 from trainer.tracking.console import Console
-from trainer.tracking.losses import StageLosses, largest_over_ranks
+from trainer.tracking.losses import StageLosses
 from trainer.tracking.metrics import Metrics, read_metrics
+from trainer.tracking.pace import DeviceTimer, by_node, describe_stragglers, gather_rows, stragglers
 from trainer.tracking.substitutions import Substitutions
 from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, memory_bytes
@@ -31,7 +34,7 @@ class Logbook:
         self, plan: RunPlan, engine: FreezingEngine, throughput: Throughput, device: torch.device, start_step: int
     ):
         """Opens RUN/metrics.jsonl to go on after `start_step` steps. `throughput`: read and restarted by each log line;
-        the loop feeds it."""
+        the loop feeds it, and runs each forward pass in `in_forward`. Collective."""
         self._plan, self._engine, self._throughput, self._device = plan, engine, throughput, device
         self._console = Console(plan.ranks.rank)
         self.say = self._console.say
@@ -39,6 +42,10 @@ class Logbook:
         if plan.ranks.rank == 0:
             self._metrics = Metrics(plan.output, start_step, plan.recipe.tracking.tensorboard, self.say)
         self._losses = StageLosses(len(plan.recipe.model.stage_blocks), device)
+        self._forward = DeviceTimer(device)
+        self.in_forward = self._forward.measuring
+        self._hosts: list[str] = [""] * plan.ranks.world_size
+        dist.all_gather_object(self._hosts, socket.gethostname())
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
 
     def started(self, checkpoint: Checkpoint | None) -> None:
@@ -71,8 +78,12 @@ class Logbook:
         plan, model = self._plan, self._engine.model
         stages = self._losses.reduce(model.live_stages)
         speed = self._throughput.read()
-        speed["data_wait_seconds"] = largest_over_ranks(speed["data_wait_seconds"], self._device)
+        rows = gather_rows([self._forward.read() / self._throughput.steps, speed["data_wait_seconds"]], self._device)
+        forward, waits = [row[0] for row in rows], [row[1] for row in rows]
+        speed["data_wait_seconds"] = max(waits)
         global_batch = plan.recipe.train.global_batch
+        images_per_second = global_batch / speed["step_seconds"]
+        slow = stragglers(self._hosts, forward, waits, speed["step_seconds"])
         event = {
             "step": step,
             "epoch": step / plan.steps_per_epoch,
@@ -82,8 +93,10 @@ class Logbook:
             "lr": plan.schedule.learning_rates(step - 1),
             "frozen_units": model.frozen_units,
             "trainable_parameters": self._engine.trainable_parameters,
-            "images_per_second": global_batch / speed["step_seconds"],
+            "images_per_second": images_per_second,
             **speed,
+            "nodes": by_node(self._hosts, forward, waits, images_per_second),
+            "stragglers": slow,
             "optimizer_bytes": self._engine.optimizer_bytes(),
             "memory_bytes": memory_bytes(self._device),
             "loss_scale": self._engine.loss_scale,
@@ -94,6 +107,8 @@ class Logbook:
         if self._metrics:
             self._metrics.write("step", **event)
         self._console.step(event, plan.total_steps, (plan.total_steps - step) * speed["step_seconds"])
+        if slow:
+            self.say(describe_stragglers(slow))
         self._throughput.restart()
 
     def freeze(self, step: int, report: FreezeReport) -> None:

@@ -4,7 +4,7 @@ A step is: freeze what is due, set the rates, run the micro-batches through the 
 between steps: saving, and telling the `Logbook` what there is to tell.
 """
 
-import sys
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -34,6 +34,7 @@ from trainer.profiling import StepProfiler
 from trainer.ranks import from_rank_zero, on_every_rank
 from trainer.setup import choose_checkpoint, holding_output, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
+from trainer.tracking.rank_log import complain, open_rank_log, start_rank_log
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
 from trainer.watchdog import Watchdog, collective_timeout
 
@@ -46,6 +47,7 @@ def pretrain(plan: RunPlan, resume: str) -> int:
 
     The process group is left as it is when something raises: tearing it down might wait for ranks that wait for this
     one, and the launcher ends them all."""
+    start_rank_log()
     signals = StopSignals()  # from here on they are heard, though the first step may be minutes away
     hang_timeout = plan.recipe.train.hang_timeout
     device = start_process_group(plan.ranks, collective_timeout(hang_timeout))
@@ -59,7 +61,7 @@ def pretrain(plan: RunPlan, resume: str) -> int:
         lost = watchdog.lost_ranks()
         if lost is None:
             raise
-        print(f"error on rank {plan.ranks.rank}: {lost} ({error})", file=sys.stderr, flush=True)
+        complain(f"error on rank {plan.ranks.rank}: {lost} ({error})")
         return FAILED
     watchdog.close()
     training.close()
@@ -82,6 +84,7 @@ class Training:
         self.step = checkpoint.manifest.step if checkpoint else 0
         compiled = self._compile() if recipe.train.compile else None
         prepare_output(plan, checkpoint)
+        open_rank_log(plan.logs, ranks.rank, ranks.world_size, socket.gethostname())
         watchdog.at("building the model", self.step)
         torch.manual_seed(recipe.train.seed)
         self.model = LocalMIM(recipe.model, checkpoint_activations=recipe.train.checkpoint_activations)
@@ -204,7 +207,8 @@ class Training:
                 batch = next(micro_batches)
             with self._phase("forward"):
                 noise = mask_noise(batch.mask_keys, self.model.num_patches)
-                loss, stage_losses = self.engine.forward(batch.images, noise)
+                with self.logbook.in_forward():
+                    loss, stage_losses = self.engine.forward(batch.images, noise)
             self.logbook.micro_batch(stage_losses, batch.substituted)
             self.bad_steps.add(batch.keys, stage_losses)
             with self._phase("backward"):

@@ -32,6 +32,10 @@ class RunPlan:
     def checkpoints(self) -> Path:
         return self.output / "checkpoints"
 
+    @property
+    def logs(self) -> Path:
+        return self.output / "logs"
+
 
 def plan_run(recipe: Recipe, ds_config: Path, output: Path, ranks: Ranks) -> RunPlan:
     """Check recipe, ds_config, data and world size against each other. Raises `BadInput`; touches no device."""

@@ -48,6 +48,8 @@ _OPEN_MPI = _Names(
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", ("OMPI_COMM_WORLD_LOCAL_SIZE",)
 )
 _SRUN = _Names("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", ("SLURM_STEP_TASKS_PER_NODE",))
+RANK_NAMES = (_COMMON.rank, _OPEN_MPI.rank, _SRUN.rank)
+"""The variables that may say this process's rank, the first that is set counts."""
 
 
 def resolve_ranks(environment: Mapping[str, str]) -> Ranks:

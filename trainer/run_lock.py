@@ -16,7 +16,6 @@ import contextlib
 import json
 import os
 import socket
-import sys
 import threading
 import time
 import uuid
@@ -28,6 +27,7 @@ from typing import TextIO
 import psutil
 
 from trainer.errors import BadInput
+from trainer.tracking.rank_log import complain
 
 BEAT_SECONDS = 5.0
 WATCH_SECONDS = 20.0
@@ -136,8 +136,8 @@ class RunLock:
         while not self._released.wait(BEAT_SECONDS):
             with contextlib.suppress(OSError):  # storage that does not answer now may do so later
                 if (owner := _owner(self._path)) and owner != self._me:
-                    print(f"error: {owner} has taken over {self._path.parent}, since this one had stood still: it ends "
-                          "without saving", file=sys.stderr, flush=True)  # fmt: skip
+                    complain(f"error: {owner} has taken over {self._path.parent}, since this one had stood still: it "
+                             "ends without saving")  # fmt: skip
                     os._exit(EXIT_CODE)
                 os.utime(self._path)
 

@@ -190,7 +190,7 @@ def write_run_files(plan: RunPlan, step: int | None) -> None:
     """RUN/recipe.yaml, ds_config.json and environment.json, as resolved, and its folders, to go on from `step`.
 
     Raises OSError."""
-    for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
+    for directory in (plan.output, plan.checkpoints, plan.logs, plan.output / "pictures"):
         directory.mkdir(parents=True, exist_ok=True)
     if step is not None:
         _set_aside_beyond(plan, step)

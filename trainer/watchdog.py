@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from trainer.ranks import from_rank_zero
+from trainer.tracking.rank_log import complain
 
 T = TypeVar("T")
 
@@ -157,7 +158,7 @@ class Watchdog:
 
     def _end(self) -> None:
         try:
-            print(self._report(), file=sys.stderr, flush=True)
+            complain(self._report())
             if dist.get_backend() == "nccl":
                 self._dump_flight_recorder()
         finally:

@@ -32,7 +32,7 @@ def main() -> int:
         for host in lab.hosts:
             print(f"{host.name} {host.address} slots={arguments.slots}", flush=True)
         environment = environment_of_a_host(lab) | {
-            "HOSTFILE": str(lab.hostfile(*[arguments.slots] * arguments.hosts)),
+            "HOSTFILE": str(lab.hostfile({host.name: arguments.slots for host in lab.hosts})),
             "TERM": os.environ.get("TERM", "dumb"),
         }
         return lab.hosts[0].start(arguments.command or ["bash", "--norc"], environment).wait()

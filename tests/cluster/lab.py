@@ -157,10 +157,13 @@ class Lab:
             self._switch.kill()
             self._switch.wait()
 
-    def hostfile(self, *slots: int) -> Path:
-        """A hostfile of the first hosts, with so many ranks each."""
-        path = self.directory / f"hostfile_{'_'.join(map(str, slots))}"
-        path.write_text("".join(f"{host.name} slots={n}\n" for host, n in zip(self.hosts, slots, strict=False)))
+    def host(self, name: str) -> Host:
+        return next(host for host in self.hosts if host.name == name)
+
+    def hostfile(self, slots: dict[str, int]) -> Path:
+        """`slots`: ranks by host."""
+        path = self.directory / "hostfile"
+        path.write_text("".join(f"{name} slots={number}\n" for name, number in slots.items()))
         return path
 
     def in_switch(self, command: str) -> None:

@@ -32,15 +32,19 @@ class ClusterRun(Run):
         super().__init__(directory, shards)
         self.lab = lab
 
-    def start_pdsh(self, slots: tuple[int, ...], *overrides: str, ds_config: str | Path) -> None:
-        """`deepspeed --hostfile` on the first host, which reaches all hosts, itself too, through pdsh and ssh."""
-        launcher = [str(BIN / "deepspeed"), "--hostfile", str(self.lab.hostfile(*slots)), "--force_multi"]
-        self.start_on(self.lab.hosts[0], launcher, *overrides, ds_config=ds_config)
+    def start_pdsh(self, slots: dict[str, int], *overrides: str, ds_config: str | Path) -> None:
+        """`deepspeed --hostfile` on the first of these hosts, which reaches all, itself too, through pdsh and ssh.
+        `slots`: ranks by host."""
+        launcher = [str(BIN / "deepspeed"), "--hostfile", str(self.lab.hostfile(slots)), "--force_multi"]
+        self.start_on(self.lab.host(next(iter(slots))), launcher, *overrides, ds_config=ds_config)
 
     def start_on(self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path) -> None:
         command = [*launcher, *self.program(*overrides, ds_config=ds_config)]
         with self._output.open("w") as output:
             self._process = host.start(command, environment_of_a_host(self.lab), stdout=output, stderr=output)
+
+    def log(self, rank: int) -> str:
+        return (self.directory / "logs" / f"rank_{rank:05d}.log").read_text()
 
     def _children(self) -> list[psutil.Process]:
         return [process for host in self.lab.hosts for process in host.processes()]

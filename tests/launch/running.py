@@ -69,7 +69,7 @@ class Run:
 
     def wait_for_step(self, step: int, event: str = "step") -> None:
         """Wait until that step, or a later one, is in the metrics: event = step, checkpoint, freeze, ..."""
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 600
         while not any(e["event"] == event and e["step"] >= step for e in self.events()):
             assert self._launcher.poll() is None, f"ended before it could be interrupted\n{self.printed[-3000:]}"
             assert time.monotonic() < deadline, f"step {step} was not reached in time\n{self.printed[-3000:]}"
@@ -94,7 +94,7 @@ class Run:
             return self.rank(int(name.removeprefix("rank ")))
         return next(p for p in self._children() if name in p.cmdline())
 
-    def end(self, timeout: float = 240) -> int:
+    def end(self, timeout: float = 600) -> int:
         """Wait until the launcher and everything below it is gone, and return the launcher's exit code."""
         code = self._launcher.wait(timeout)
         _, alive = psutil.wait_procs(self._family, timeout=timeout)
