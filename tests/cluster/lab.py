@@ -30,6 +30,7 @@ from typing import Any
 import psutil
 
 from tests.cluster.host_files import BOOT, SSH_CONFIG, SSHD_CONFIG
+from tests.distributed import REPOSITORY
 
 PACKAGES = {
     "sshd": "openssh-server",
@@ -84,12 +85,12 @@ class Host:
         _run([*enter_network, "ip", "link", "set", "eth0", "up"], check=True)
 
     def start(self, command: Sequence[str], environment: dict[str, str] | None = None, **popen: Any) -> Popen:
-        """A command on this host, in this process's working directory. The process returned is its parent, outside."""
-        enter = ["nsenter", "--target", str(self.init), *NAMESPACES, "--", "env", f"--chdir={os.getcwd()}"]
+        """A command on this host, in the project's folder. The process returned is its parent, outside."""
+        enter = ["nsenter", "--target", str(self.init), *NAMESPACES, "--", "env", f"--chdir={REPOSITORY}"]
         return Popen([*enter, *command], env=environment, **popen)
 
-    def run(self, *command: str) -> subprocess.CompletedProcess[str]:
-        process = self.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+        process = self.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         out, err = process.communicate(timeout=60)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 

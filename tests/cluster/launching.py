@@ -2,6 +2,7 @@
 
 import os
 from pathlib import Path
+from subprocess import Popen
 
 import psutil
 
@@ -31,20 +32,47 @@ class ClusterRun(Run):
     def __init__(self, lab: Lab, directory: Path, shards: Path):
         super().__init__(directory, shards)
         self.lab = lab
+        self._elsewhere: list[Popen] = []
 
     def start_pdsh(self, slots: dict[str, int], *overrides: str, ds_config: str | Path) -> None:
         """`deepspeed --hostfile` on the first of these hosts, which reaches all, itself too, through pdsh and ssh.
         `slots`: ranks by host."""
+        self._output.unlink(missing_ok=True)
         launcher = [str(BIN / "deepspeed"), "--hostfile", str(self.lab.hostfile(slots)), "--force_multi"]
-        self.start_on(self.lab.host(next(iter(slots))), launcher, *overrides, ds_config=ds_config)
+        self._process = self._start_on(self.lab.host(next(iter(slots))), launcher, *overrides, ds_config=ds_config)
 
-    def start_on(self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path) -> None:
-        command = [*launcher, *self.program(*overrides, ds_config=ds_config)]
-        with self._output.open("w") as output:
-            self._process = host.start(command, environment_of_a_host(self.lab), stdout=output, stderr=output)
+    def start_torchrun(self, slots: dict[str, int], *overrides: str, ds_config: str | Path) -> None:
+        """One torchrun on each of these hosts; all meet at the first, whose command is the one that `end` waits for."""
+        self._output.unlink(missing_ok=True)
+        first = next(iter(slots))
+        meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first}:29400", "--rdzv_id", "lab"]
+        for name, ranks in slots.items():
+            size = ["--nnodes", str(len(slots)), "--nproc_per_node", str(ranks), "--max_restarts", "2"]
+            launcher = [str(BIN / "torchrun"), *size, *meeting]
+            process = self._start_on(self.lab.host(name), launcher, *overrides, ds_config=ds_config)
+            if name == first:
+                self._process = process
+            else:
+                self._elsewhere.append(process)
+
+    def kill(self) -> None:
+        super().kill()
+        for process in self._elsewhere:
+            process.wait()
+
+    def on_first_host(self, name: str) -> psutil.Process:
+        """deepspeed (the command) or pdsh."""
+        return next(
+            p for p in self.lab.hosts[0].processes() if any(Path(word).name == name for word in p.cmdline()[:3])
+        )
 
     def log(self, rank: int) -> str:
         return (self.directory / "logs" / f"rank_{rank:05d}.log").read_text()
+
+    def _start_on(self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path) -> Popen:
+        command = [*launcher, *self.program(*overrides, ds_config=ds_config)]
+        with self._output.open("a") as output:  # of all hosts
+            return host.start(command, environment_of_a_host(self.lab), stdout=output, stderr=output)
 
     def _children(self) -> list[psutil.Process]:
         return [process for host in self.lab.hosts for process in host.processes()]

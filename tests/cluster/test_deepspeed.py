@@ -1,54 +1,65 @@
 """`deepspeed --hostfile` over pdsh and ssh on two hosts: what the network and lost machines do to a run."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
 
 from tests.cluster.lab import Lab
 from tests.cluster.launching import ClusterRun
-from tests.launch.running import assert_same_run
+from tests.launch.running import Run, assert_same_run
+from trainer.checkpoint.manifest import list_checkpoints, step_of
 
 pytestmark = pytest.mark.slow
 
 ZERO2 = "ds_configs/zero2_cpu.json"
 SHORT = "train.epochs=1"
 HANG = "train.hang_timeout=30s"
+BOTH = {"node-1": 1, "node-2": 1}
 
 
-@pytest.fixture(scope="module")
-def reference(lab: Lab, tmp_path_factory: pytest.TempPathFactory, shards: Path) -> ClusterRun:
-    """Both ranks on one host, left alone."""
-    with ClusterRun(lab, tmp_path_factory.mktemp("reference") / "run", shards) as run:
-        run.start_pdsh({"node-1": 2}, SHORT, ds_config=ZERO2)
-        assert run.end() == 0, run.printed[-3000:]
-        return run
+def zero(stage: int, folder: Path) -> Path:
+    path = folder / f"zero{stage}.json"
+    path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return path
 
 
-def test_two_hosts_train_as_one_does(lab: Lab, tmp_path: Path, shards: Path, reference: ClusterRun) -> None:
+def test_two_hosts_train_as_one_does(lab: Lab, tmp_path: Path, shards: Path, reference: Run) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh({"node-1": 1, "node-2": 1}, SHORT, ds_config=ZERO2)
+        run.start_pdsh(BOTH, SHORT, ds_config=zero(3, tmp_path))
         assert run.end() == 0, run.printed[-3000:]
         assert sum(event["event"] == "freeze" for event in run.events()) >= 2
         assert_same_run(run, reference)
+        hosts = [node["node"] for node in run.events()[-2]["nodes"]]
+        assert hosts == ["node-1", "node-2"]
 
 
-@pytest.mark.parametrize("stage", [1, 3])
-def test_other_zero_stages_do_too(lab: Lab, tmp_path: Path, shards: Path, stage: int) -> None:
-    config = tmp_path / "ds_config.json"
-    config.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
-    with ClusterRun(lab, tmp_path / "two", shards) as two, ClusterRun(lab, tmp_path / "one", shards) as one:
-        for run, slots in ((two, {"node-1": 1, "node-2": 1}), (one, {"node-1": 2})):
-            run.start_pdsh(slots, SHORT, ds_config=config)
-            assert run.end() == 0, run.printed[-3000:]
-        assert_same_run(two, one)
+@pytest.mark.parametrize(
+    ("stage", "end", "target"),
+    [(1, signal.SIGKILL, "pdsh"), (2, signal.SIGINT, "deepspeed")],  # the connections are gone; Ctrl-C
+)
+def test_when_the_command_ends_early_all_hosts_save_and_leave_and_the_same_command_goes_on(
+    lab: Lab, tmp_path: Path, shards: Path, reference: Run, stage: int, end: signal.Signals, target: str
+) -> None:
+    with ClusterRun(lab, tmp_path / "run", shards) as run:
+        run.start_pdsh(BOTH, SHORT, ds_config=zero(stage, tmp_path))
+        run.wait_for_step(7)
+        run.on_first_host(target).send_signal(end)
+        assert run.end() != 0  # and no process is left on either host
+        newest = step_of(list_checkpoints(run.directory / "checkpoints")[0])
+        assert newest == max(run.losses())
+        assert f"stopped at step {newest} (" in run.log(0)
+        run.start_pdsh(BOTH, SHORT, ds_config=zero(stage, tmp_path))
+        assert run.end() == 0, run.printed[-3000:]
+        assert_same_run(run, reference)
 
 
 def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_host_that_is_left(
-    lab: Lab, tmp_path: Path, shards: Path, reference: ClusterRun
+    lab: Lab, tmp_path: Path, shards: Path, reference: Run
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh({"node-1": 1, "node-2": 1}, SHORT, HANG, ds_config=ZERO2)
+        run.start_pdsh(BOTH, SHORT, HANG, ds_config=ZERO2)
         run.wait_for_step(8)
         lab.hosts[1].cut()
         assert run.end() not in (0, 75)  # and no process is left on either host
@@ -62,10 +73,10 @@ def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_ho
 
 
 def test_when_the_host_of_rank_zero_loses_power_the_run_goes_on_on_the_other(
-    lab_is_possible: None, tmp_path: Path, shards: Path, reference: ClusterRun
+    lab_is_possible: None, tmp_path: Path, shards: Path, reference: Run
 ) -> None:
     with Lab(2, tmp_path / "lab") as lab, ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh({"node-1": 1, "node-2": 1}, SHORT, HANG, ds_config=ZERO2)
+        run.start_pdsh(BOTH, SHORT, HANG, ds_config=ZERO2)
         run.wait_for_step(8)
         lab.hosts[0].power_off()  # and with it the deepspeed command, which ran there
         run.end()

@@ -3,7 +3,7 @@
 import time
 from typing import Any
 
-from trainer.tracking.rank_log import note
+from trainer.tracking.rank_log import note, tell
 
 
 def duration(seconds: float) -> str:
@@ -25,7 +25,7 @@ class Console:
     def say(self, text: str) -> None:
         note(text)
         if self._speaks:
-            print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+            tell(f"[{time.strftime('%H:%M:%S')}] {text}")
 
     def step(self, event: dict[str, Any], total_steps: int, eta_seconds: float) -> None:
         wait = event["data_wait_seconds"] / event["step_seconds"]

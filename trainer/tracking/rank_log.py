@@ -5,7 +5,9 @@ DeepSpeed and of Python go to the files alone. On a machine that was cut off, it
 what they had to say.
 """
 
+import contextlib
 import logging
+import os
 import sys
 import traceback
 from logging.handlers import MemoryHandler
@@ -53,10 +55,21 @@ def note(text: str) -> None:
     _SAID.info(text)
 
 
+def tell(text: str) -> None:
+    """For standard output."""
+    try:
+        print(text, flush=True)
+    except OSError:  # it went through ssh to a terminal that is gone; training need not
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
 def complain(text: str) -> None:
     """For standard error, and for this rank's file."""
-    print(text, file=sys.stderr, flush=True)
     note(text)
+    try:
+        print(text, file=sys.stderr, flush=True)
+    except OSError:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 class _Console(logging.Handler):
@@ -65,7 +78,8 @@ class _Console(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         if record.levelno >= logging.ERROR or record.name not in QUIET:
-            print(record.getMessage(), file=sys.stderr, flush=True)
+            with contextlib.suppress(OSError):
+                print(record.getMessage(), file=sys.stderr, flush=True)
 
 
 class _File(logging.FileHandler):
