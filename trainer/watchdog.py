@@ -158,7 +158,8 @@ class Watchdog:
 
     def _end(self) -> None:
         try:
-            complain(self._report())
+            report = self._report()
+            _within(ANSWER_SECONDS, lambda: complain(report))  # the pipe to a terminal that is cut off may be full
             if dist.get_backend() == "nccl":
                 self._dump_flight_recorder()
         finally:
