@@ -99,15 +99,17 @@ def holding_output(plan: RunPlan) -> Iterator[None]:
     anything but `BadInput`: a save may still be under way. Collective. Raises `BadInput`, see `RunLock`."""
     held: list[RunLock] = []
     from_rank_zero(lambda: held.append(RunLock(plan.output, Console(0).say)))
-    refused = None
+
+    def release() -> None:
+        for lock in held:
+            lock.release()
+
     try:
         yield
-    except BadInput as error:
-        refused = error
-    for lock in held:
-        lock.release()
-    if refused is not None:
-        raise refused
+    except BadInput:
+        release()
+        raise
+    release()
 
 
 def choose_checkpoint(plan: RunPlan, resume: str) -> Checkpoint | None:

@@ -37,13 +37,13 @@ class ClusterRun(Run):
     def start_pdsh(self, slots: dict[str, int], *overrides: str, ds_config: str | Path) -> None:
         """`deepspeed --hostfile` on the first of these hosts, which reaches all, itself too, through pdsh and ssh.
         `slots`: ranks by host."""
-        self._output.unlink(missing_ok=True)
+        self.output.unlink(missing_ok=True)
         launcher = [str(BIN / "deepspeed"), "--hostfile", str(self.lab.hostfile(slots)), "--force_multi"]
         self._process = self._start_on(self.lab.host(next(iter(slots))), launcher, *overrides, ds_config=ds_config)
 
     def start_torchrun(self, slots: dict[str, int], *overrides: str, ds_config: str | Path) -> None:
         """One torchrun on each of these hosts; all meet at the first, whose command is the one that `end` waits for."""
-        self._output.unlink(missing_ok=True)
+        self.output.unlink(missing_ok=True)
         first = next(iter(slots))
         meeting = ["--rdzv_backend", "c10d", "--rdzv_endpoint", f"{first}:29400", "--rdzv_id", "lab"]
         for name, ranks in slots.items():
@@ -71,7 +71,7 @@ class ClusterRun(Run):
 
     def _start_on(self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path) -> Popen:
         command = [*launcher, *self.program(*overrides, ds_config=ds_config)]
-        with self._output.open("a") as output:  # of all hosts
+        with self.output.open("a") as output:  # of all hosts
             return host.start(command, environment_of_a_host(self.lab), stdout=output, stderr=output)
 
     def _children(self) -> list[psutil.Process]:

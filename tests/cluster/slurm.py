@@ -77,8 +77,7 @@ class Slurm:
 
     def submit(self, run: ClusterRun, *arguments: str, options: list[str]) -> str:
         """`sbatch launch/cluster/pretrain.sbatch` from the project's folder; the job's number."""
-        log = run.directory.with_name("job.log")
-        batch = ["sbatch", "--parsable", f"--output={log}", *options, "launch/cluster/pretrain.sbatch"]
+        batch = ["sbatch", "--parsable", f"--output={run.output}", *options, "launch/cluster/pretrain.sbatch"]
         return self.call(*batch, *run.program(*arguments, ds_config="ds_configs/zero2_cpu.json")[1:]).strip()
 
     def call(self, *command: str) -> str:
@@ -92,6 +91,13 @@ class Slurm:
         """RUNNING, COMPLETED, ..."""
         shown = self.call("scontrol", "show", "job", "--oneliner", job)
         return next(word.removeprefix("JobState=") for word in shown.split() if word.startswith("JobState="))
+
+    def wait_for_step(self, job: str, run: ClusterRun, step: int) -> None:
+        deadline = time.monotonic() + 600
+        while not run.reached(step):
+            assert self.state(job) in ("PENDING", "CONFIGURING", "RUNNING"), run.printed[-3000:]
+            assert time.monotonic() < deadline, f"step {step} was not reached in time\n{run.printed[-3000:]}"
+            time.sleep(1)
 
     def wait_for_end(self, job: str) -> str:
         """The state in which a job ended, queued again or not."""

@@ -31,6 +31,8 @@ def test_two_hosts_train_as_one_does(lab: Lab, tmp_path: Path, shards: Path, ref
         assert run.end() == 0, run.printed[-3000:]
         assert sum(event["event"] == "freeze" for event in run.events()) >= 2
         assert_same_run(run, reference)
+        threads = json.loads((run.directory / "environment.json").read_text())["cpu_threads"]
+        assert threads == 1  # OMP_NUM_THREADS came with DS_ENV_FILE, by nothing else
         hosts = [node["node"] for node in run.events()[-2]["nodes"]]
         assert hosts == ["node-1", "node-2"]
 
@@ -53,6 +55,14 @@ def test_when_the_command_ends_early_all_hosts_save_and_leave_and_the_same_comma
         run.start_pdsh(BOTH, SHORT, ds_config=zero(stage, tmp_path))
         assert run.end() == 0, run.printed[-3000:]
         assert_same_run(run, reference)
+
+
+def test_an_output_on_each_hosts_own_disk_is_refused_by_name(lab: Lab, tmp_path: Path, shards: Path) -> None:
+    own = lab.local_disk / "run"
+    with ClusterRun(lab, tmp_path / "run", shards) as run:
+        run.start_pdsh(BOTH, SHORT, "--output", str(own), ds_config=ZERO2)
+        assert run.end() == 2, run.printed[-3000:]
+        assert f"error: rank 1 does not see --output {own} as rank 0 does: give a folder that all" in run.printed
 
 
 def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_host_that_is_left(

@@ -13,11 +13,6 @@ from tests.launch.running import Run, assert_same_run
 
 pytestmark = pytest.mark.slow
 
-WHO_AM_I = (
-    "import json, os; from trainer.ranks import resolve_ranks; "
-    "print(json.dumps([os.environ['CUDA_VISIBLE_DEVICES'], vars(resolve_ranks(os.environ))]))"
-)
-
 
 @pytest.fixture(scope="module")
 def slurm(lab: Lab) -> Slurm:
@@ -28,7 +23,7 @@ def slurm(lab: Lab) -> Slurm:
 
 @pytest.mark.parametrize("options", [["--gpus-per-node=2"], ["--gpus-per-task=1"]])
 def test_each_task_is_a_rank_with_a_gpu_of_its_own(slurm: Slurm, options: list[str]) -> None:
-    told = slurm.call("srun", "--nodes=2", "--ntasks-per-node=2", *options, sys.executable, "-c", WHO_AM_I)
+    told = slurm.call("srun", "--nodes=2", "--ntasks-per-node=2", *options, sys.executable, "-m", "tests.cluster.who")
     tasks = sorted((json.loads(line) for line in told.splitlines()), key=lambda task: task[1]["rank"])
     assert [ranks["rank"] for _, ranks in tasks] == [0, 1, 2, 3]
     assert {(ranks["world_size"], ranks["local_world_size"]) for _, ranks in tasks} == {(4, 2)}
@@ -44,7 +39,7 @@ def test_a_job_that_gets_a_signal_saves_and_is_queued_again_until_it_is_done(
     with ClusterRun(lab, tmp_path / "run", shards) as run:
         size = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=30"]
         job = slurm.submit(run, "train.epochs=1", options=size)
-        run.wait_for_step(8)
+        slurm.wait_for_step(job, run, 8)
         slurm.call("scancel", "--signal=USR1", job)  # as --signal does before the time limit: to all steps of the job
         assert slurm.wait_for_end(job) == "COMPLETED", run.printed
         assert f"job {job}, start 1: srun ended with exit code 75" in run.printed

@@ -28,7 +28,7 @@ class Run:
         self.directory, self._shards = directory, shards
         self._recipe = directory.with_name(directory.name + ".yaml")
         self._recipe.write_text(small_recipe())
-        self._output = directory.with_name(directory.name + ".log")
+        self.output = directory.with_name(directory.name + ".log")
         self._process: subprocess.Popen | None = None
         self._family: list[psutil.Process] = []
 
@@ -55,7 +55,7 @@ class Run:
         made_by_launchers = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
         environment = {name: value for name, value in os.environ.items() if name not in made_by_launchers}
         environment |= {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "PATH": f"{BIN}:{os.environ['PATH']}"}
-        with self._output.open("w") as output:
+        with self.output.open("w") as output:
             self._process = subprocess.Popen(
                 [*start, *self.program(*overrides, ds_config=ds_config, fault=fault)],
                 env=environment | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
@@ -70,11 +70,14 @@ class Run:
     def wait_for_step(self, step: int, event: str = "step") -> None:
         """Wait until that step, or a later one, is in the metrics: event = step, checkpoint, freeze, ..."""
         deadline = time.monotonic() + 600
-        while not any(e["event"] == event and e["step"] >= step for e in self.events()):
+        while not self.reached(step, event):
             assert self._launcher.poll() is None, f"ended before it could be interrupted\n{self.printed[-3000:]}"
             assert time.monotonic() < deadline, f"step {step} was not reached in time\n{self.printed[-3000:]}"
             time.sleep(0.02)
         self._family = [psutil.Process(self._launcher.pid), *self._children()]
+
+    def reached(self, step: int, event: str = "step") -> bool:
+        return any(e["event"] == event and e["step"] >= step for e in self.events())
 
     def rank(self, number: int) -> psutil.Process:
         """The training process of a rank: the outermost with that RANK, its data workers being below it."""
@@ -115,7 +118,7 @@ class Run:
 
     @property
     def printed(self) -> str:
-        return self._output.read_text(errors="replace")
+        return self.output.read_text(errors="replace")
 
     def events(self) -> list[dict]:
         return read_metrics(self.directory)
