@@ -1,6 +1,8 @@
 """A lab that the tests of this folder share; where there can be none, they say why and are skipped."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -23,9 +25,26 @@ def lab(lab_is_possible: None, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest.fixture(scope="session")
-def reference(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
-    """Two ranks on this machine, without a lab, left alone: what the runs on two hosts have to equal."""
-    with Run(tmp_path_factory.mktemp("reference") / "run", shards) as run:
-        run.start("torchrun", "train.epochs=1")
-        assert run.end() == 0, run.printed[-3000:]
-        return run
+def ds_configs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """A ds_config for each ZeRO stage."""
+    folder = tmp_path_factory.mktemp("ds_configs")
+    paths = {stage: folder / f"zero{stage}.json" for stage in (1, 2, 3)}
+    for stage, path in paths.items():
+        path.write_text(json.dumps({"zero_optimization": {"stage": stage}}))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def references(
+    tmp_path_factory: pytest.TempPathFactory, shards: Path, ds_configs: dict[int, Path]
+) -> Callable[[int], Run]:
+    """The run of a ZeRO stage, left alone, two ranks on this machine and no lab: what two hosts have to equal."""
+
+    @cache
+    def reference(stage: int) -> Run:
+        with Run(tmp_path_factory.mktemp("reference") / "run", shards) as run:
+            run.start("torchrun", "train.epochs=1", ds_config=ds_configs[stage])
+            assert run.end() == 0, run.printed[-3000:]
+            return run
+
+    return reference

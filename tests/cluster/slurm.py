@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import time
+from pathlib import Path
 
 from tests.cluster.lab import SEARCH_PATH, Lab
 from tests.cluster.launching import ClusterRun, environment_of_a_host
@@ -75,10 +76,10 @@ class Slurm:
             self._on(host.name, "slurmd")
         self._wait_for(f"{len(lab.hosts)}", "sinfo", "--noheader", "--states=idle", "--format=%D")
 
-    def submit(self, run: ClusterRun, *arguments: str, options: list[str]) -> str:
+    def submit(self, run: ClusterRun, *arguments: str, ds_config: Path, options: list[str]) -> str:
         """`sbatch launch/cluster/pretrain.sbatch` from the project's folder; the job's number."""
         batch = ["sbatch", "--parsable", f"--output={run.output}", *options, "launch/cluster/pretrain.sbatch"]
-        return self.call(*batch, *run.program(*arguments, ds_config="ds_configs/zero2_cpu.json")[1:]).strip()
+        return self.call(*batch, *run.program(*arguments, ds_config=ds_config)[1:]).strip()
 
     def call(self, *command: str) -> str:
         done = self._lab.hosts[0].run(

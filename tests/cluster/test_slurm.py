@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,11 @@ def test_each_task_is_a_rank_with_a_gpu_of_its_own(slurm: Slurm, options: list[s
 
 
 def test_a_job_that_gets_a_signal_saves_and_is_queued_again_until_it_is_done(
-    slurm: Slurm, lab: Lab, tmp_path: Path, shards: Path, reference: Run
+    slurm: Slurm, lab: Lab, tmp_path: Path, shards: Path, references: Callable[[int], Run], ds_configs: dict[int, Path]
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
         size = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=30"]
-        job = slurm.submit(run, "train.epochs=1", options=size)
+        job = slurm.submit(run, "train.epochs=1", ds_config=ds_configs[2], options=size)
         slurm.wait_for_step(job, run, 8)
         slurm.call("scancel", "--signal=USR1", job)  # as --signal does before the time limit: to all steps of the job
         assert slurm.wait_for_end(job) == "COMPLETED", run.printed
@@ -46,4 +47,4 @@ def test_a_job_that_gets_a_signal_saves_and_is_queued_again_until_it_is_done(
         assert f"job {job}, start 2: srun ended with exit code 0" in run.printed
         assert "(SIGUSR1)" in run.printed
         assert [event["event"] for event in run.events()].count("resume") == 1
-        assert_same_run(run, reference)
+        assert_same_run(run, references(2))
