@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import Lab, why_not
+from tests.cluster.launching import LENGTH
 from tests.launch.running import Run
 
 
@@ -43,7 +44,7 @@ def references(
     @cache
     def reference(stage: int) -> Run:
         with Run(tmp_path_factory.mktemp("reference") / "run", shards) as run:
-            run.start("torchrun", "train.epochs=1", ds_config=ds_configs[stage])
+            run.start("torchrun", LENGTH, ds_config=ds_configs[stage])
             assert run.end() == 0, run.printed[-3000:]
             return run
 

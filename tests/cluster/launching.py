@@ -9,6 +9,8 @@ import psutil
 from tests.cluster.lab import Host, Lab
 from tests.launch.running import BIN, REPOSITORY, Run
 
+LENGTH = "train.epochs=6"
+"""108 steps, some seconds: time enough to hurt a run before it is over."""
 SETTINGS = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 
 

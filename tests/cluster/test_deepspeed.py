@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import Lab
-from tests.cluster.launching import ClusterRun
+from tests.cluster.launching import LENGTH, ClusterRun
 from tests.launch.running import Run, assert_same_run
 from trainer.checkpoint.manifest import list_checkpoints, step_of
 
 pytestmark = pytest.mark.slow
 
-SHORT = "train.epochs=1"
 HANG = "train.hang_timeout=30s"
 BOTH = {"node-1": 1, "node-2": 1}
 
@@ -23,7 +22,7 @@ def test_two_hosts_train_as_one_does(
     lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh(BOTH, SHORT, ds_config=ds_configs[3])
+        run.start_pdsh(BOTH, LENGTH, ds_config=ds_configs[3])
         assert run.end() == 0, run.printed[-3000:]
         assert sum(event["event"] == "freeze" for event in run.events()) >= 2
         assert_same_run(run, references(3))
@@ -48,14 +47,14 @@ def test_when_the_command_ends_early_all_hosts_save_and_leave_and_the_same_comma
     target: str,
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh(BOTH, SHORT, ds_config=ds_configs[stage])
+        run.start_pdsh(BOTH, LENGTH, ds_config=ds_configs[stage])
         run.wait_for_step(7)
         run.on_first_host(target).send_signal(end)
         assert run.end() != 0  # and no process is left on either host
         newest = step_of(list_checkpoints(run.directory / "checkpoints")[0])
         assert newest == max(run.losses())
         assert f"stopped at step {newest} (" in run.log(0)
-        run.start_pdsh(BOTH, SHORT, ds_config=ds_configs[stage])
+        run.start_pdsh(BOTH, LENGTH, ds_config=ds_configs[stage])
         assert run.end() == 0, run.printed[-3000:]
         assert_same_run(run, references(stage))
 
@@ -65,7 +64,7 @@ def test_an_output_on_each_hosts_own_disk_is_refused_by_name(
 ) -> None:
     own = lab.local_disk / "run"
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh(BOTH, SHORT, "--output", str(own), ds_config=ds_configs[2])
+        run.start_pdsh(BOTH, LENGTH, "--output", str(own), ds_config=ds_configs[2])
         assert run.end() == 2, run.printed[-3000:]
         assert f"error: rank 1 does not see --output {own} as rank 0 does: give a folder that all" in run.printed
 
@@ -74,7 +73,7 @@ def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_ho
     lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh(BOTH, SHORT, HANG, ds_config=ds_configs[2])
+        run.start_pdsh(BOTH, LENGTH, HANG, ds_config=ds_configs[2])
         run.wait_for_step(8)
         lab.hosts[1].cut()
         assert run.end() not in (0, 75)  # and no process is left on either host
@@ -82,7 +81,7 @@ def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_ho
         assert "hang: no progress for 30 s (train.hang_timeout); this is rank 0, in step" in run.printed
         assert "rank 1: last seen in step" in run.printed
         assert "rank 0 does not answer: its process is stopped or gone, or its machine cannot be reached" in run.log(1)
-        run.start_pdsh({"node-1": 2}, SHORT, ds_config=ds_configs[2])
+        run.start_pdsh({"node-1": 2}, LENGTH, ds_config=ds_configs[2])
         assert run.end() == 0, run.printed[-3000:]
         assert_same_run(run, references(2))
 
@@ -91,12 +90,12 @@ def test_when_the_host_of_rank_zero_loses_power_the_run_goes_on_on_the_other(
     lab_is_possible: None, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:
     with Lab(2, tmp_path / "lab") as lab, ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh(BOTH, SHORT, HANG, ds_config=ds_configs[2])
+        run.start_pdsh(BOTH, LENGTH, HANG, ds_config=ds_configs[2])
         run.wait_for_step(8)
         lab.hosts[0].power_off()  # and with it the deepspeed command, which ran there
         run.end()
         assert "rank 0 does not answer" in run.log(1)
-        run.start_pdsh({"node-2": 2}, SHORT, ds_config=ds_configs[2])
+        run.start_pdsh({"node-2": 2}, LENGTH, ds_config=ds_configs[2])
         assert run.end() == 0, run.printed[-3000:]
         assert "looking for 20 s whether the run on node-1 (process" in run.printed
         assert "is gone" in run.printed

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import Lab
-from tests.cluster.launching import ClusterRun
+from tests.cluster.launching import LENGTH, ClusterRun
 from tests.cluster.slurm import Slurm, why_no_slurm
 from tests.launch.running import Run, assert_same_run
 
@@ -39,7 +39,7 @@ def test_a_job_that_gets_a_signal_saves_and_is_queued_again_until_it_is_done(
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
         size = ["--nodes=2", "--ntasks-per-node=1", "--gpus-per-node=1", "--cpus-per-task=1", "--time=30"]
-        job = slurm.submit(run, "train.epochs=1", ds_config=ds_configs[2], options=size)
+        job = slurm.submit(run, LENGTH, ds_config=ds_configs[2], options=size)
         slurm.wait_for_step(job, run, 8)
         slurm.call("scancel", "--signal=USR1", job)  # as --signal does before the time limit: to all steps of the job
         assert slurm.wait_for_end(job) == "COMPLETED", run.printed

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.cluster.lab import Lab
-from tests.cluster.launching import ClusterRun
+from tests.cluster.launching import LENGTH, ClusterRun
 from tests.launch.running import Run, assert_same_run
 
 pytestmark = pytest.mark.slow
@@ -16,7 +16,7 @@ def test_ranks_that_lost_one_are_started_again_and_resume(
     lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:
     with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_torchrun({"node-1": 1, "node-2": 1}, "train.epochs=1", ds_config=ds_configs[2])
+        run.start_torchrun({"node-1": 1, "node-2": 1}, LENGTH, ds_config=ds_configs[2])
         run.wait_for_step(8)
         run.rank(1).kill()
         assert run.end() == 0, run.printed[-3000:]
