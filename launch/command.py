@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from trainer.data.urls import redact
 from trainer.errors import BadInput
+from trainer.ranks import RANK_NAMES
+from trainer.tracking.rank_log import complain
 
 BAD_INPUT = 2
 PATIENCE_SECONDS = 10  # how long the other ranks leave rank 0 to speak for all
@@ -30,11 +32,11 @@ def run_command(main: Callable[[], int]) -> None:
     try:
         code = main()
     except BadInput as error:
-        rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+        rank = next(filter(None, map(os.environ.get, RANK_NAMES)), "0")
         if rank != "0":
             signal.signal(signal.SIGTERM, signal.SIG_DFL)  # training would only take note of it
             time.sleep(PATIENCE_SECONDS)
         message = redact(str(error))  # it may quote an override or a path that is a URL with a password
-        print(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}", file=sys.stderr, flush=True)
+        complain(f"error: {message}" if rank == "0" else f"error on rank {rank}: {message}")
         code = BAD_INPUT
     sys.exit(code)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from trainer.stopping import SIGNALS, StopSignals, _is_alive
+from trainer.stopping import SIGNALS, StopSignals, _is_alive, launchers_among
 
 
 @pytest.fixture
@@ -47,3 +47,31 @@ def test_a_launcher_that_died_and_was_not_collected_is_gone() -> None:
     assert not _is_alive(process)
     launcher.wait()
     assert not _is_alive(process)
+
+
+class Parent:
+    def __init__(self, *words: str):
+        self.words = list(words)
+
+    def cmdline(self) -> list[str]:
+        return self.words
+
+
+LAUNCH = Parent("python", "-u", "-m", "deepspeed.launcher.launch", "--world_info=x")
+COMMAND, TORCHRUN = Parent("python", "/venv/bin/deepspeed", "train.py"), Parent("python", "/venv/bin/torchrun")
+SHELL, SSHD, NEWER_SSHD = Parent("bash", "-c", "cd /x"), Parent("sshd: me@notty"), Parent("sshd-session:", "me@notty")
+LISTENER, TERMINAL = Parent("sshd: /usr/sbin/sshd -D [listener]"), Parent("sshd: me@pts/0")
+
+
+@pytest.mark.parametrize(
+    ("parents", "needed"),
+    [
+        ([LAUNCH, COMMAND, SHELL, TERMINAL], [LAUNCH, COMMAND]),
+        ([LAUNCH, SHELL, SSHD, LISTENER], [LAUNCH, SSHD]),  # pdsh started it
+        ([LAUNCH, SHELL, NEWER_SSHD, LISTENER], [LAUNCH, NEWER_SSHD]),
+        ([LAUNCH, COMMAND, SHELL, SSHD], [LAUNCH, COMMAND]),  # ssh HOST deepspeed …, which may outlive the connection
+        ([TORCHRUN, SHELL, SSHD], [TORCHRUN]),
+    ],
+)
+def test_a_rank_needs_its_launchers_and_the_connection_by_which_pdsh_started_them(parents, needed) -> None:
+    assert launchers_among(parents) == needed

@@ -4,6 +4,7 @@ The training loop calls it between steps and never asks it anything; rank 0 alon
 says so: every rank calls it.
 """
 
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from trainer.album import draw_timeline_picture, draw_views
 from trainer.checkpoint.background import SaveReport
@@ -21,8 +23,9 @@ from trainer.freezing.rebatch import describe_rebatching
 from trainer.plan import AnyPlan, RunPlan
 from trainer.pretrained.initial import Origin
 from trainer.tracking.console import Console, duration
-from trainer.tracking.losses import StageLosses, largest_over_ranks
+from trainer.tracking.losses import StageLosses
 from trainer.tracking.metrics import Metrics, read_metrics
+from trainer.tracking.pace import DeviceTimer, by_node, describe_stragglers, gather_rows, stragglers
 from trainer.tracking.substitutions import Substitutions
 from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, memory_bytes
@@ -41,7 +44,8 @@ class Logbook(ABC):
         start_step: int,
     ):
         """Opens RUN/metrics.jsonl to go on after `start_step` steps. `learning_rates`: of each unit at a step, 0 being
-        the first. `throughput`: read and restarted by each log line; the loop feeds it."""
+        the first. `throughput`: read and restarted by each log line; the loop feeds
+        it, and runs each forward pass in `in_forward`. Collective."""
         self._plan, self._engine, self._learning_rates = plan, engine, learning_rates
         self._throughput, self._device = throughput, device
         self._console = Console(plan.ranks.rank)
@@ -50,8 +54,11 @@ class Logbook(ABC):
         if plan.ranks.rank == 0:
             self._metrics = Metrics(plan.output, start_step, plan.recipe.tracking.tensorboard, self.say)
         self._losses = self._new_losses()
+        self._forward = DeviceTimer(device)
+        self.in_forward = self._forward.measuring
+        self._hosts: list[str] = [""] * plan.ranks.world_size
+        dist.all_gather_object(self._hosts, socket.gethostname())
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
-        self._drawn_until = start_step
 
     def started(self, checkpoint: Checkpoint | None, origin: Origin | None) -> None:
         """`origin`: of the weights, where they are neither a checkpoint's nor random."""
@@ -107,8 +114,12 @@ class Logbook(ABC):
         plan, model = self._plan, self._engine.model
         losses = self._losses.reduce(self._live_losses())
         speed = self._throughput.read()
-        speed["data_wait_seconds"] = largest_over_ranks(speed["data_wait_seconds"], self._device)
+        rows = gather_rows([self._forward.read() / self._throughput.steps, speed["data_wait_seconds"]], self._device)
+        forward, waits = [row[0] for row in rows], [row[1] for row in rows]
+        speed["data_wait_seconds"] = max(waits)
         global_batch = plan.recipe.train.global_batch
+        images_per_second = global_batch / speed["step_seconds"]
+        slow = stragglers(self._hosts, forward, waits, speed["step_seconds"])
         event = {
             "step": step,
             "epoch": step / plan.steps_per_epoch,
@@ -117,8 +128,10 @@ class Logbook(ABC):
             "lr": self._learning_rates(step - 1),
             "frozen_units": model.frozen_units,
             "trainable_parameters": self._engine.trainable_parameters,
-            "images_per_second": global_batch / speed["step_seconds"],
+            "images_per_second": images_per_second,
             **speed,
+            "nodes": by_node(self._hosts, forward, waits, images_per_second),
+            "stragglers": slow,
             "optimizer_bytes": self._engine.optimizer_bytes(),
             "memory_bytes": memory_bytes(self._device),
             "loss_scale": self._engine.loss_scale,
@@ -129,6 +142,8 @@ class Logbook(ABC):
         if self._metrics:
             self._metrics.write("step", **event)
         self._console.step(event, plan.total_steps, (plan.total_steps - step) * speed["step_seconds"])
+        if slow:
+            self.say(describe_stragglers(slow))
         self._throughput.restart()
 
     def saved(self, report: SaveReport) -> None:
@@ -178,6 +193,7 @@ class PretrainingLogbook(Logbook):
 
     def started(self, checkpoint: Checkpoint | None, origin: Origin | None) -> None:
         super().started(checkpoint, origin)
+        self._drawn_until = checkpoint.manifest.step if checkpoint else 0
         initial_units = self._plan.recipe.freezing.initial_units
         if initial_units and not checkpoint and not origin:
             self.say(

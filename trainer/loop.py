@@ -5,7 +5,7 @@ and telling the `Logbook` what there is to tell. What is trained, and with which
 `trainer.pretraining` or `trainer.finetuning.training`.
 """
 
-import sys
+import socket
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,8 +32,9 @@ from trainer.plan import AnyPlan
 from trainer.pretrained.initial import Origin
 from trainer.profiling import StepProfiler
 from trainer.ranks import from_rank_zero
-from trainer.setup import choose_checkpoint, prepare_output, start_process_group
+from trainer.setup import choose_checkpoint, holding_output, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
+from trainer.tracking.rank_log import complain, open_rank_log, start_rank_log
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
 from trainer.watchdog import Watchdog, collective_timeout
 
@@ -46,19 +47,21 @@ def run_training(plan: AnyPlan, resume: str, kind: "Callable[..., Training]") ->
 
     The process group is left as it is when something raises: tearing it down might wait for ranks that wait for this
     one, and the launcher ends them all."""
+    start_rank_log()
     signals = StopSignals()  # from here on they are heard, though the first step may be minutes away
     hang_timeout = plan.recipe.train.hang_timeout
     device = start_process_group(plan.ranks, collective_timeout(hang_timeout))
     watchdog = Watchdog(hang_timeout, plan.output / "flight_recorder")
     try:
-        # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
-        training = kind(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
-        code = training.run()
+        with holding_output(plan):
+            # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
+            training = kind(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
+            code = training.run()
     except RuntimeError as error:  # a collective's, if another rank is gone
         lost = watchdog.lost_ranks()
         if lost is None:
             raise
-        print(f"error on rank {plan.ranks.rank}: {lost} ({error})", file=sys.stderr, flush=True)
+        complain(f"error on rank {plan.ranks.rank}: {lost} ({error})")
         return FAILED
     watchdog.close()
     training.close()
@@ -85,6 +88,7 @@ class Training(ABC):
         self.step = checkpoint.manifest.step if checkpoint else 0
         self._prepare(checkpoint)
         prepare_output(plan, checkpoint)
+        open_rank_log(plan.logs, ranks.rank, ranks.world_size, socket.gethostname())
         watchdog.at("building the model", self.step)
         torch.manual_seed(recipe.train.seed)
         self.model = self._new_model()
@@ -246,7 +250,7 @@ class Training(ABC):
         for micro_step in range(self.engine.resolved.accumulation):
             with self._phase("data"), self.throughput.waiting():
                 batch = next(micro_batches)
-            with self._phase("forward"):
+            with self._phase("forward"), self.logbook.in_forward():
                 loss, losses = self._losses(batch, micro_step)
             self.logbook.micro_batch(losses, batch.substituted)
             self.bad_steps.add(batch.keys, losses)

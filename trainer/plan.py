@@ -39,6 +39,10 @@ class AnyPlan(ABC):
     def checkpoints(self) -> Path:
         return self.output / "checkpoints"
 
+    @property
+    def logs(self) -> Path:
+        return self.output / "logs"
+
     @abstractmethod
     def new_model(self) -> Any:
         """A `trainer.engine.groups.FreezableModel`, with weights as torch's random generator makes them."""

@@ -7,6 +7,8 @@ import platform
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +31,7 @@ from trainer.plan import AnyPlan, RunPlan
 from trainer.pretrained.initial import InitialWeights, read_together
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_kind
+from trainer.run_lock import RunLock
 from trainer.tracking.console import Console
 from trainer.watchdog import keep_flight_recorder
 
@@ -94,6 +97,25 @@ def start_process_group(ranks: Ranks, timeout: timedelta) -> torch.device:
     keep_flight_recorder()
     join_process_group(timeout=timeout)
     return device
+
+
+@contextmanager
+def holding_output(plan: AnyPlan) -> Iterator[None]:
+    """The run directory is this run's alone until the block ends, or until the process does where the block raises
+    anything but `BadInput`: a save may still be under way. Collective. Raises `BadInput`, see `RunLock`."""
+    held: list[RunLock] = []
+    from_rank_zero(lambda: held.append(RunLock(plan.output, Console(0).say)))
+
+    def release() -> None:
+        for lock in held:
+            lock.release()
+
+    try:
+        yield
+    except BadInput:
+        release()
+        raise
+    release()
 
 
 def choose_checkpoint(plan: AnyPlan, resume: str) -> Checkpoint | None:
@@ -189,7 +211,7 @@ def write_run_files(plan: AnyPlan, step: int | None) -> None:
     """RUN/recipe.yaml, ds_config.json and environment.json, as resolved, and its folders, to go on from `step`.
 
     Raises OSError."""
-    for directory in (plan.output, plan.checkpoints, plan.output / "pictures"):
+    for directory in (plan.output, plan.checkpoints, plan.logs, plan.output / "pictures"):
         directory.mkdir(parents=True, exist_ok=True)
     if step is not None:
         _set_aside_beyond(plan, step)

@@ -7,6 +7,7 @@ never waited for.
 """
 
 import os
+import re
 import signal
 import time
 from datetime import timedelta
@@ -17,6 +18,7 @@ import torch
 import torch.distributed as dist
 
 LAUNCHERS = {"deepspeed", "deepspeed.launcher.launch", "torchrun", "torch.distributed.run"}
+REMOTE_COMMAND = "sshd: @notty"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 IMPATIENT_SECONDS = 1.0
 """One Ctrl-C reaches a rank twice, from the terminal and from torchrun. A second one comes later than that."""
@@ -47,7 +49,7 @@ class StopRequests:
         self.reason: str | None = None  # this rank's own
         self._signals = signals
         process = psutil.Process(os.getpid())
-        self._launchers = [parent for parent in process.parents() if _is_launcher(parent)]
+        self._launchers = launchers_among(process.parents())
         age = time.time() - process.create_time()
         self._deadline = float("inf") if stop_after is None else time.monotonic() - age + stop_after
         self._group: Any = dist.new_group(backend="gloo", timeout=timeout)
@@ -87,9 +89,24 @@ def _is_alive(process: psutil.Process) -> bool:
         return False
 
 
-def _is_launcher(process: psutil.Process) -> bool:
+def launchers_among(parents: list[psutil.Process]) -> list[psutil.Process]:
+    """Those of a rank's parents, the nearest first, without which it is not to go on.
+
+    `deepspeed` on several machines starts its `deepspeed.launcher.launch` on each through ssh, without a terminal, and
+    tells it nothing when it dies: then the end of that connection says so."""
+    names = [_launcher_name(parent) for parent in parents]
+    found = [parent for parent, name in zip(parents, names, strict=True) if name in LAUNCHERS]
+    if "deepspeed.launcher.launch" in names and "deepspeed" not in names:
+        found += [parent for parent, name in zip(parents, names, strict=True) if name == REMOTE_COMMAND]
+    return found
+
+
+def _launcher_name(process: psutil.Process) -> str | None:
     """Exact names only: a shell script that starts a launcher in the background may end when it likes."""
     try:
-        return any(os.path.basename(word) in LAUNCHERS for word in process.cmdline()[:4])
+        words = process.cmdline()[:4]
     except psutil.Error:
-        return False
+        return None
+    if re.match(r"sshd(-session)?: \S+@notty", " ".join(words)):
+        return REMOTE_COMMAND
+    return next((name for name in map(os.path.basename, words) if name in LAUNCHERS), None)

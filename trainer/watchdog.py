@@ -25,6 +25,7 @@ import torch.distributed as dist
 from torch.distributed import TCPStore
 
 from trainer.ranks import from_rank_zero
+from trainer.tracking.rank_log import complain
 
 T = TypeVar("T")
 
@@ -157,7 +158,8 @@ class Watchdog:
 
     def _end(self) -> None:
         try:
-            print(self._report(), file=sys.stderr, flush=True)
+            report = self._report()
+            _within(ANSWER_SECONDS, lambda: complain(report))  # the pipe to a terminal that is cut off may be full
             if dist.get_backend() == "nccl":
                 self._dump_flight_recorder()
         finally:

@@ -2,6 +2,7 @@
 
 FAULT=nan:3-7        the loss of rank 1 (of the only rank, if there is one) is NaN in steps 3 to 7 (1 = the first)
 FAULT=sleep:5        rank 1 sleeps for ever in the forward of step 5
+FAULT=slow:1-9       rank 1 takes a quarter of a second longer in the forward of steps 1 to 9
 FAULT=skip:5         rank 1 sleeps for ever in the backward of step 5, in which rank 0 waits for its gradients
 FAULT=raise:5        rank 1 raises in step 5
 FAULT=kill-freeze:1  rank 1 dies of SIGKILL in the middle of its first freeze; kill-freeze:all: both do
@@ -47,6 +48,8 @@ def install(fault: str, argument: str) -> None:
     def faulty_forward(self: FreezingEngine, *inputs: torch.Tensor) -> tuple:
         if first <= step_of(self) <= last and fault == "sleep":
             time.sleep(3600)
+        if first <= step_of(self) <= last and fault == "slow":
+            time.sleep(0.25)
         if first <= step_of(self) <= last and fault == "raise":
             raise RuntimeError("the fault of this test")
         loss, stages = forward(self, *inputs)

@@ -45,7 +45,7 @@ class Run:
         self.directory, self._shards = directory, shards
         self._recipe = directory.with_name(directory.name + ".yaml")
         self._recipe.write_text(small_recipe())
-        self._output = directory.with_name(directory.name + ".log")
+        self.output = directory.with_name(directory.name + ".log")
         self._process: subprocess.Popen | None = None
         self._family: list[psutil.Process] = []
 
@@ -63,22 +63,29 @@ class Run:
         fault: str | None = None,
     ) -> None:
         """launcher: deepspeed or torchrun (two ranks), or python (one). fault: see faulty_pretrain."""
-        arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
-        program = FAULTY_PROGRAM if fault else PROGRAM
-        with self._output.open("w") as output:
+        with self.output.open("w") as output:
             self._process = subprocess.Popen(
-                [*launcher_words(launcher), program, *map(str, arguments), "--output", str(self.directory), *overrides],
+                [*launcher_words(launcher), *self.program(*overrides, ds_config=ds_config, fault=fault)],
                 env=launcher_environment() | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
                 stderr=subprocess.STDOUT)  # fmt: skip
 
+    def program(self, *overrides: str, ds_config: str | Path, fault: str | None = None) -> list[str]:
+        """The program and its arguments, as a launcher takes them."""
+        arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
+        program = FAULTY_PROGRAM if fault else PROGRAM
+        return [program, *map(str, arguments), "--output", str(self.directory), *overrides]
+
     def wait_for_step(self, step: int, event: str = "step") -> None:
         """Wait until that step, or a later one, is in the metrics: event = step, checkpoint, freeze, ..."""
-        deadline = time.monotonic() + 180
-        while not any(e["event"] == event and e["step"] >= step for e in self.events()):
+        deadline = time.monotonic() + 600
+        while not self.reached(step, event):
             assert self._launcher.poll() is None, f"ended before it could be interrupted\n{self.printed[-3000:]}"
             assert time.monotonic() < deadline, f"step {step} was not reached in time\n{self.printed[-3000:]}"
             time.sleep(0.02)
         self._family = [psutil.Process(self._launcher.pid), *self._children()]
+
+    def reached(self, step: int, event: str = "step") -> bool:
+        return any(e["event"] == event and e["step"] >= step for e in self.events())
 
     def rank(self, number: int) -> psutil.Process:
         """The training process of a rank: the outermost with that RANK, its data workers being below it."""
@@ -98,7 +105,7 @@ class Run:
             return self.rank(int(name.removeprefix("rank ")))
         return next(p for p in self._children() if name in p.cmdline())
 
-    def end(self, timeout: float = 240) -> int:
+    def end(self, timeout: float = 600) -> int:
         """Wait until the launcher and everything below it is gone, and return the launcher's exit code."""
         code = self._launcher.wait(timeout)
         _, alive = psutil.wait_procs(self._family, timeout=timeout)
@@ -119,7 +126,7 @@ class Run:
 
     @property
     def printed(self) -> str:
-        return self._output.read_text(errors="replace")
+        return self.output.read_text(errors="replace")
 
     def events(self) -> list[dict]:
         return read_metrics(self.directory)

@@ -45,7 +45,7 @@ def test_a_run_goes_through_every_freeze_and_leaves_what_was_promised(reference:
     assert set(steps[0]) == {
         "event", "step", "epoch", "samples", "loss", "loss_stages", "lr", "frozen_units", "trainable_parameters",
         "images_per_second", "step_seconds", "data_wait_seconds", "mfu", "optimizer_bytes", "memory_bytes",
-        "loss_scale", "skipped_steps", "bad_steps", "substituted_samples"}  # fmt: skip
+        "loss_scale", "skipped_steps", "bad_steps", "substituted_samples", "nodes", "stragglers"}  # fmt: skip
     assert set(freezes[0]) == {
         "event", "step", "units", "stages_removed", "seconds", "optimizer_bytes_before", "optimizer_bytes_after",
         "trainable_parameters", "micro_batch"}  # fmt: skip
@@ -61,7 +61,7 @@ def test_a_run_goes_through_every_freeze_and_leaves_what_was_promised(reference:
     assert {e["event"] for e in events} == {"start", "step", "freeze", "checkpoint", "end"}
     left = reference.directory
     names = {path.name for path in left.iterdir()}
-    assert {"recipe.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "tensorboard", "pictures",
+    assert {"recipe.yaml", "ds_config.json", "environment.json", "metrics.jsonl", "tensorboard", "pictures", "logs",
             "checkpoints"} <= names  # fmt: skip
     assert "auto" not in (left / "ds_config.json").read_text()
     views = {"reconstructions.png", "features.png", "attention_block_04.png"}

@@ -7,7 +7,8 @@ import torch
 
 from tests.distributed import run_on_ranks
 from trainer.tracking import throughput
-from trainer.tracking.losses import StageLosses, largest_over_ranks
+from trainer.tracking.losses import StageLosses
+from trainer.tracking.pace import gather_rows
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
 
 
@@ -40,7 +41,7 @@ def test_the_gemm_rate_is_that_of_a_working_processor():
     assert 1e8 < measure_gemm_rate(torch.device("cpu"), torch.float32) < 1e15
 
 
-def stage_means() -> tuple[list, list, float]:
+def stage_means() -> tuple[list, list, list]:
     import torch.distributed as dist
 
     rank = dist.get_rank()
@@ -50,12 +51,12 @@ def stage_means() -> tuple[list, list, float]:
     first = losses.reduce(live=[1, 2])
     losses.add([1, 2], torch.tensor([1.0, torch.nan]), images=4)
     losses.add([1, 2], torch.tensor([torch.inf if rank else 3.0, torch.nan]), images=4)
-    return first, losses.reduce(live=[1, 2]), largest_over_ranks(float(rank), torch.device("cpu"))
+    return first, losses.reduce(live=[1, 2]), gather_rows([float(rank), 7.0], torch.device("cpu"))
 
 
 def test_stage_losses_are_means_of_what_is_finite_over_the_images_of_all_ranks_and_start_anew():
-    for first, second, largest in run_on_ranks(stage_means, 2):
+    for first, second, rows in run_on_ranks(stage_means, 2):
         assert first == [None, pytest.approx(5.5), pytest.approx(6.5)]
         assert second[:2] == [None, pytest.approx((1 + 1 + 3) / 3)]
         assert math.isnan(second[2])
-        assert largest == 1.0
+        assert rows == [[0.0, 7.0], [1.0, 7.0]]

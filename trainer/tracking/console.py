@@ -3,6 +3,8 @@
 import time
 from typing import Any
 
+from trainer.tracking.rank_log import note, tell
+
 
 def duration(seconds: float) -> str:
     """3725 → '1 h 02 min', 65 → '1 min 05 s', 4.2 → '4 s'."""
@@ -15,14 +17,15 @@ def duration(seconds: float) -> str:
 
 
 class Console:
-    """Silent on every rank but 0."""
+    """Silent on every rank but 0; what it would have said is in each rank's own log."""
 
     def __init__(self, rank: int):
         self._speaks = rank == 0
 
     def say(self, text: str) -> None:
+        note(text)
         if self._speaks:
-            print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
+            tell(f"[{time.strftime('%H:%M:%S')}] {text}")
 
     def step(self, event: dict[str, Any], total_steps: int, eta_seconds: float) -> None:
         wait = event["data_wait_seconds"] / event["step_seconds"]

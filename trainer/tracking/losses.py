@@ -26,10 +26,3 @@ class StageLosses:
         means = (self._totals[0] / self._totals[1]).tolist()
         self._totals.zero_()
         return [mean if stage in live else None for stage, mean in enumerate(means)]
-
-
-def largest_over_ranks(value: float, device: torch.device) -> float:
-    """Collective."""
-    tensor = torch.tensor(value, dtype=torch.float64, device=device)
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
-    return tensor.item()

@@ -136,6 +136,6 @@ def _scalars(event: str, fields: dict[str, Any]) -> list[tuple[str, float]]:
             scalars += [(f"stage_loss/{k}", v) for k, v in enumerate(value) if v is not None]
         elif name == "lr":
             scalars += [(f"learning_rate/unit_{k:02d}", v) for k, v in enumerate(value) if v is not None]
-        elif name != "step" and value is not None:
+        elif name not in ("step", "nodes", "stragglers") and value is not None:
             scalars.append((f"train/{name}", value))
     return scalars
