@@ -1,5 +1,7 @@
 """The model that is fine-tuned: timm's VisionTransformer, with the units that the engine asks for."""
 
+from typing import Literal
+
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -12,7 +14,7 @@ from trainer.pretrained.vit import load_into, vit_options
 HEAD_STD = 2e-5
 """Standard deviation of the head's initial weights: so small that training begins with no opinion, as MAE's does."""
 
-_POOLS = {"mean": "avg", "token": "token"}
+_POOLS: dict[str, Literal["avg", "token"]] = {"mean": "avg", "token": "token"}
 
 
 class Classifier(VisionTransformer):
@@ -32,6 +34,7 @@ class Classifier(VisionTransformer):
         self.config = config
         self.num_units = config.num_blocks + 2
         self.frozen_units = 0
+        assert isinstance(self.head, nn.Linear)
         nn.init.trunc_normal_(self.head.weight, std=HEAD_STD)
 
     def unit_of(self, parameter_name: str) -> int:

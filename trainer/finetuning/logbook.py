@@ -31,7 +31,7 @@ class FinetuningLogbook(Logbook):
     def _live_losses(self) -> list[int]:
         return [0]
 
-    def _loss_fields(self, losses: list[float | None]) -> dict[str, Any]:
+    def _loss_fields(self, losses: list[float | None], step: int) -> dict[str, Any]:
         return {"loss": losses[0]}
 
     def _summary(self, events: list[dict[str, Any]]) -> str:
