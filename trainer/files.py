@@ -1,6 +1,7 @@
-"""Files that are either whole or absent."""
+"""Files and folders that are either whole or absent."""
 
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,3 +40,28 @@ def sync_directory(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def replace_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place of `path`, a folder or nothing, when the block ends without an
+    exception. What it holds must be on disk by then (`replace_file`).
+
+    Filled under a hidden name beside it and renamed. A process that is killed in the moment between two renames leaves
+    nothing under the name, and the folder that was there under `.NAME.replaced.tmp`."""
+    temporary, replaced = (path.with_name(f".{path.name}{end}") for end in (".tmp", ".replaced.tmp"))
+    for stale in (temporary, replaced):
+        if stale.exists():
+            shutil.rmtree(stale)
+    try:
+        temporary.mkdir()
+        yield temporary
+        sync_directory(temporary)
+        if path.exists():
+            path.rename(replaced)
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_directory(path.parent)
+    shutil.rmtree(replaced, ignore_errors=True)

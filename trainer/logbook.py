@@ -18,6 +18,7 @@ from trainer.checkpoint.reader import Checkpoint
 from trainer.engine.engine import FreezeReport, FreezingEngine
 from trainer.freezing.rebatch import describe_rebatching
 from trainer.plan import AnyPlan, RunPlan
+from trainer.pretrained.initial import Origin
 from trainer.tracking.console import Console
 from trainer.tracking.losses import StageLosses, largest_over_ranks
 from trainer.tracking.metrics import Metrics, read_metrics
@@ -43,7 +44,8 @@ class Logbook(ABC):
         self._losses = self._new_losses()
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
 
-    def started(self, checkpoint: Checkpoint | None) -> None:
+    def started(self, checkpoint: Checkpoint | None, origin: Origin | None) -> None:
+        """`origin`: of the weights, where they are neither a checkpoint's nor random."""
         plan, layout = self._plan, self._engine.resolved
         if checkpoint:
             step, then, now = checkpoint.manifest.step, checkpoint.manifest.world_size, plan.ranks.world_size
@@ -52,7 +54,10 @@ class Logbook(ABC):
                 path = str(checkpoint.directory)
                 self._metrics.write("resume", step=step, path=path, world_size_then=then, world_size_now=now)
         elif self._metrics:
-            self._metrics.write("start", step=0, world_size=plan.ranks.world_size, total_steps=plan.total_steps)
+            init = {"init": origin.source, "init_weights": origin.extent} if origin else {}
+            self._metrics.write("start", step=0, world_size=plan.ranks.world_size, total_steps=plan.total_steps, **init)
+        if origin:
+            self.say(f"starting from {origin}")
         # The layout is the engine's: that of the plan may be over already where a run with freezing.rebatch goes on.
         self.say(
             f"{plan.total_steps} steps of {plan.recipe.train.global_batch} images "
@@ -161,8 +166,8 @@ class PretrainingLogbook(Logbook):
 
     _plan: RunPlan
 
-    def started(self, checkpoint: Checkpoint | None) -> None:
-        super().started(checkpoint)
+    def started(self, checkpoint: Checkpoint | None, origin: Origin | None) -> None:
+        super().started(checkpoint, origin)
         if self._plan.recipe.freezing.rebatch:
             self.say(describe_rebatching(self._plan.micro_batches, self._plan.ds))
 

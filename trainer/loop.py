@@ -29,6 +29,7 @@ from trainer.engine.frozen import FrozenArchive
 from trainer.logbook import Logbook
 from trainer.numerics import BadSteps, farewell, write_report
 from trainer.plan import AnyPlan
+from trainer.pretrained.initial import Origin
 from trainer.profiling import StepProfiler
 from trainer.ranks import from_rank_zero
 from trainer.setup import choose_checkpoint, prepare_output, start_process_group
@@ -68,6 +69,8 @@ class Training(ABC):
     """One run on this rank: model, engine, data and the position among the steps."""
 
     logbook_kind: type[Logbook]
+    origin: Origin | None = None
+    """Of the weights that a new run starts from, where they are not random."""
 
     def __init__(
         self,
@@ -101,7 +104,7 @@ class Training(ABC):
         watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
         self.logbook = self.logbook_kind(plan, self.engine, self.throughput, device, self.step)
-        self.logbook.started(checkpoint)
+        self.logbook.started(checkpoint, self.origin)
         train = recipe.train
         profiles = plan.output / "profile" / f"rank_{ranks.rank}"
         self.profiler = StepProfiler(

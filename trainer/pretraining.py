@@ -1,8 +1,10 @@
-"""Pre-training: `pretrain(plan, resume)` runs a plan to its end, or to a signal, and returns the exit code.
+"""Pre-training: `pretrain(plan, resume, init)` runs a plan to its end, or to a signal, and returns the exit code.
 
 The loop of `trainer.loop` with the LocalMIM loss, in whose steps units freeze.
 """
 
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,14 +20,17 @@ from trainer.model.flops import step_flops
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
 from trainer.plan import RunPlan
+from trainer.pretrained.initial import InitialWeights
 from trainer.ranks import on_every_rank
+from trainer.setup import choose_initial_weights
 from trainer.stopping import StopSignals
 from trainer.watchdog import Watchdog
 
 
-def pretrain(plan: RunPlan, resume: str) -> int:
-    """Run on every rank. `resume`: auto, never or a path. Raises `BadInput` before any engine is built."""
-    return run_training(plan, resume, Pretraining)
+def pretrain(plan: RunPlan, resume: str, init: Path | None) -> int:
+    """Run on every rank. `resume`: auto, never or a path. `init`: pre-trained weights to start from, if there is no
+    checkpoint to go on from. Raises `BadInput` before any engine is built."""
+    return run_training(plan, resume, partial(Pretraining, init=init))
 
 
 class Pretraining(Training):
@@ -42,7 +47,10 @@ class Pretraining(Training):
         checkpoint: Checkpoint | None,
         watchdog: Watchdog,
         signals: StopSignals,
+        init: Path | None = None,
     ):
+        self._init = init
+        self._initial: InitialWeights | None = None
         self._compiled: CompiledBlock | None = None
         super().__init__(plan, device, checkpoint, watchdog, signals)
         self.controller = FreezeController(plan.schedule, plan.micro_batches, self.engine, self.archive)
@@ -50,7 +58,8 @@ class Pretraining(Training):
             self.logbook.say(f"compiled the encoder's block in {self._compiled.seconds:.0f} s")
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
-        """A machine without a compiler is found out before anything is written or built."""
+        """Weights to start from that do not fit, and a machine without a compiler."""
+        self._initial = choose_initial_weights(self.plan, self._init, checkpoint)
         config = self.plan.recipe.model
         if not self.plan.recipe.train.compile:
             return
@@ -64,6 +73,10 @@ class Pretraining(Training):
         model = self.plan.new_model()
         if self._compiled:
             self._compiled.install(model)
+        if self._initial:
+            self._initial.copy_into(model)
+            self.origin = self._initial.origin
+            self._initial = None  # as large as the model
         return model
 
     def _new_loader(self, **settings: Any) -> Loader:

@@ -24,7 +24,8 @@ from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
 from trainer.errors import BadInput
 from trainer.files import write_text
-from trainer.plan import AnyPlan
+from trainer.plan import AnyPlan, RunPlan
+from trainer.pretrained.initial import InitialWeights, read_together
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_kind
 from trainer.tracking.console import Console
@@ -108,6 +109,19 @@ def choose_checkpoint(plan: AnyPlan, resume: str) -> Checkpoint | None:
         raise BadInput(str(error)) from None
     _refuse_another_model(plan, checkpoint)
     return checkpoint
+
+
+def choose_initial_weights(plan: RunPlan, init: Path | None, checkpoint: Checkpoint | None) -> InitialWeights | None:
+    """What `--init` gives a run that does not go on from a checkpoint. Collective; changes nothing on disk.
+
+    Raises `BadInput` if it does not fit the recipe's model."""
+    if init is None:
+        return None
+    say = Console(plan.ranks.rank).say
+    if checkpoint:
+        say(f"--init {init} is not read: the run has begun already, and goes on from {checkpoint.directory}")
+        return None
+    return read_together(init, plan.recipe.model, say)
 
 
 def _refuse_another_run(plan: AnyPlan, manifest: Manifest, path: Path) -> None:

@@ -93,6 +93,15 @@ OUTPUT = {
     ),
     "output in a read-only file system": Row("--output /proc/run: .*(choose|give)", ("--output", "/proc/run")),
 }
+INITS = {
+    "initial weights that are not there": Row("--init: nowhere.pth: no such file; give", ("--init", "nowhere.pth")),
+    "initial weights that are none": spoiled(
+        r"--init: .*run\.pth: not a checkpoint.*give another",
+        lambda p: p.run.with_suffix(".pth").write_bytes(b"weights"),
+        "--init",
+        "{run}.pth",
+    ),
+}
 RESUMES = {
     "no checkpoint at the path": Row("--resume nowhere: no checkpoint there.*give", ("--resume", "nowhere")),
     "never over a run": Row("--resume never: .*already holds step_.*choose another --output", ("--resume", "never")),

@@ -19,7 +19,7 @@ from launch import command
 from launch.pretrain import main
 from tests.distributed import REPOSITORY, RankPool
 from tests.launch.bad_inputs import COMMAND_LINE, DS_CONFIGS, LAUNCHERS, RECIPE, RECIPES, Place, Row
-from tests.launch.bad_runs import DATA, DATA_TOOLS, DEEPSPEEDS_OWN, OUTPUT, RESUMES
+from tests.launch.bad_runs import DATA, DATA_TOOLS, DEEPSPEEDS_OWN, INITS, OUTPUT, RESUMES
 from tests.photographs import write_class_folders
 
 BEFORE_THE_RANKS_MEET = [
@@ -136,7 +136,7 @@ def assert_both_refuse(ranks: RankPool, row: Row, place: Place) -> None:
     assert_refused(second, row.says, "error on rank 1: ")  # which the launcher ends while it leaves rank 0 to speak
 
 
-@pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in (DEEPSPEEDS_OWN | OUTPUT).items()])
+@pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in (DEEPSPEEDS_OWN | OUTPUT | INITS).items()])
 def test_what_only_the_ranks_can_see_is_refused_before_an_engine_is_built(
     row: Row, place: Place, ranks: RankPool
 ) -> None:

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainer.export import load_localmim_state_dict
 from trainer.model.config import ModelConfig
 from trainer.model.localmim import LocalMIM
+from trainer.pretrained.recognise import recognise
 
 GOLDEN_DIR = Path(os.environ.get("GOLDEN_DIR", Path(__file__).parents[1] / "golden"))
 
@@ -36,9 +36,11 @@ class GoldenCase:
         return [self.tensors[f"{key}.{stage}"] for stage in range(len(self.config.stage_blocks))]
 
     def model(self) -> LocalMIM:
-        """The model with the recorded weights."""
+        """The model with the recorded weights, imported as those of any other checkpoint are."""
         model = LocalMIM(self.config)
-        load_localmim_state_dict(model, self.state_dict())
+        weights = recognise(self.state_dict(), {}, "the recording", like=self.config).full
+        assert weights is not None
+        model.load_state_dict(weights)
         return model
 
 

@@ -1,46 +1,52 @@
 """The checkpoints of this program as pre-trained weights."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from trainer.checkpoint.find import checkpoints_at, newest_whole
-from trainer.checkpoint.manifest import DamagedCheckpoint, step_of, verify
+from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, verify
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.state_file import MASTER
 from trainer.errors import BadInput
-from trainer.model.config import ModelConfig
-from trainer.pretrained.weights import Pretrained, from_localmim
-from trainer.recipe import FINETUNE
+from trainer.pretrained.recognise import recognise
+from trainer.pretrained.weights import Pretrained
 
 
 def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
     """A step_… directory, or the newest whole one of a run directory; damaged ones are named through `say`.
 
-    Reads it once to check it and once more for its masters. Raises `BadInput`."""
+    Reads it once to check it and once more for its fp32 weights. Raises `BadInput`."""
     try:
-        directory = newest_whole(checkpoints_at(path, "pre-trained weights:"), say, verify)
+        directory = newest_whole(checkpoints_at(path, "pre-trained weights"), say, verify)
         checkpoint = Checkpoint(directory)
     except DamagedCheckpoint as error:
         raise BadInput(f"pre-trained weights: {error}; give another checkpoint") from None
-    if FINETUNE in checkpoint.manifest.recipe:
-        raise BadInput(f"pre-trained weights: {directory} is of a fine-tuning; give what that began with, or another")
-    config = model_config(checkpoint.manifest.recipe, directory)
+    manifest = checkpoint.manifest
     weights = {
         name: checkpoint.read(MASTER, name, 0, checkpoint.numel(name)).view(shape)
-        for name, shape in checkpoint.manifest.shapes.items()
+        for name, shape in manifest.shapes.items()
     }
-    return from_localmim(config, weights, f"{path}, step {step_of(directory)}")
+    about = _of_manifest(manifest) | _of_run(directory.parent.parent)
+    return recognise(weights, about, f"{path}, step {manifest.step}")
 
 
-def model_config(recipe: dict, source: Path) -> ModelConfig:
-    """The model of a recipe that was written down with weights; its other sections may be of other times.
+def _of_manifest(manifest: Manifest) -> dict[str, str]:
+    recipe = dict(manifest.recipe)
+    if isinstance(recipe.get("data"), dict):  # weights are handed on; where the images lie is nobody's business
+        recipe["data"] = recipe["data"] | {"path": None}
+    return {
+        "step": str(manifest.step),
+        "frozen_units": str(manifest.frozen_units),
+        "precision": manifest.precision,
+        "shards": manifest.index_hash,
+        "recipe": json.dumps(recipe),
+    }
 
-    Raises `BadInput`."""
+
+def _of_run(run: Path) -> dict[str, str]:
+    """The number of images, which the run itself knows; a checkpoint that was carried elsewhere does not."""
     try:
-        return ModelConfig.model_validate(recipe.get("model", {}))
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(map(str, ("model", *first["loc"])))
-        raise BadInput(f"{source}: its recipe's {key}: {first['msg']}; use the program that wrote it") from None
+        return {"images": str(int(json.loads((run / "environment.json").read_text())["shards"]["samples"]))}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,21 +1,23 @@
 """What every source of pre-trained weights is brought to: an encoder under timm's names, and the whole where it is."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from trainer.errors import BadInput
 from trainer.model.config import ModelConfig
+from trainer.model.localmim import LocalMIM
 from trainer.model.positions import sincos_positions
 
 ENCODER_PARTS = ("cls_token", "patch_embed.", "blocks.")
-"""Beginnings of the encoder's names in LocalMIM; timm's VisionTransformer has the same, and pos_embed and norm."""
+"""Beginnings of the encoder's parameters in LocalMIM, where they have the names of timm's VisionTransformer."""
 
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights in fp32 on the host. ``encoder`` and ``full`` may share memory: copy before you write."""
+    """Weights in fp32 on the host. ``encoder`` and ``full`` share memory: copy before you write."""
 
     config: ModelConfig
     """Of the encoder; what it says of stages and decoders counts only where ``full`` is there."""
@@ -30,16 +32,63 @@ class Pretrained:
     source: str
     """For logs: ``runs/x, step 1234``."""
 
+    about: Mapping[str, str] = field(default_factory=dict)
+    """What the source says of its training, as far as it does: step, frozen_units, precision, images, shards, recipe
+    (JSON). Exports carry it on as their metadata."""
 
-def from_localmim(config: ModelConfig, weights: Mapping[str, Tensor], source: str) -> Pretrained:
-    """From all parameters of a `LocalMIM` of this configuration."""
-    norm = f"stages.{len(config.stage_blocks) - 1}.norm."
+
+def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Every parameter of a `LocalMIM`. Takes no memory for the weights."""
+    with torch.device("meta"):
+        return {name: parameter.shape for name, parameter in LocalMIM(config).named_parameters()}
+
+
+def encoder_shapes(config: ModelConfig) -> dict[str, torch.Size]:
+    """Every weight of `Pretrained.encoder`."""
+    shapes = {name: shape for name, shape in parameter_shapes(config).items() if name.startswith(ENCODER_PARTS)}
+    norm = torch.Size([config.width])
+    return shapes | {
+        "pos_embed": torch.Size([1, 1 + config.num_patches, config.width]),
+        "norm.weight": norm,
+        "norm.bias": norm,
+    }
+
+
+def from_localmim(
+    config: ModelConfig, weights: Mapping[str, Tensor], source: str, about: Mapping[str, str]
+) -> Pretrained:
+    """From the parameters of a `LocalMIM` of this configuration. Raises `BadInput` unless they are exactly those."""
+    require_weights(weights, parameter_shapes(config), source)
+    norm = last_norm(config)
     encoder = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER_PARTS)}
     encoder["pos_embed"] = sincos_positions(config.grid_size, config.width)
-    encoder |= {f"norm.{part}": weights[norm + part] for part in ("weight", "bias")}
-    return Pretrained(config, encoder, dict(weights), source)
+    encoder |= {f"norm.{part}": weights[f"{norm}.{part}"] for part in ("weight", "bias")}
+    return Pretrained(config, encoder, dict(weights), source, about)
 
 
-def unit_norm(width: int) -> dict[str, Tensor]:
-    """A LayerNorm as it begins, for a source that has none after its last block."""
-    return {"norm.weight": torch.ones(width), "norm.bias": torch.zeros(width)}
+def last_norm(config: ModelConfig) -> str:
+    """The module of `LocalMIM` that is the encoder's ``norm``: the LayerNorm of the stage that reads the last block."""
+    return f"stages.{len(config.stage_blocks) - 1}.norm"
+
+
+def require_weights(weights: Mapping[str, Tensor], shapes: Mapping[str, torch.Size], source: str) -> None:
+    """Raises `BadInput`, naming them, unless there are weights of these names and shapes and no others."""
+    refuse(source, "it lacks", shapes.keys() - weights.keys())
+    refuse(source, "it holds weights that the model has no place for:", weights.keys() - shapes.keys())
+    refuse(
+        source,
+        "its shapes do not fit its model:",
+        {
+            f"{name} {list(weights[name].shape)} instead of {list(shape)}"
+            for name, shape in shapes.items()
+            if weights[name].shape != shape
+        },
+    )
+
+
+def refuse(source: str, problem: str, keys: set[str]) -> None:
+    """Raises `BadInput` if there are any such keys."""
+    if keys:
+        shown = sorted(keys)[:8]
+        more = f" and {len(keys) - len(shown)} more" if len(keys) > len(shown) else ""
+        raise BadInput(f"{source}: {problem} {', '.join(shown)}{more}; give another checkpoint")

@@ -1,0 +1,114 @@
+"""The model card of an exported encoder: what it is, how it was trained, what is not known of it."""
+
+import json
+from typing import Any
+
+import yaml
+
+from trainer.pretrained.timm_model import timm_model
+from trainer.pretrained.weights import Pretrained
+
+CARD = "README.md"
+
+_CARD = """\
+---
+library_name: timm
+pipeline_tag: image-feature-extraction
+tags:
+- timm
+- self-supervised
+- masked-image-modeling
+---
+
+# {name}
+
+A Vision Transformer ({width} wide, {depth} blocks, {heads} heads, patches of {patch} pixels, {parameters:.1f} M
+parameters) without a classifier. {origin}
+
+## Use
+
+```python
+import timm
+import torch
+
+model = timm.create_model("local-dir:{name}", pretrained=True).eval()  # "hf-hub:USER/{name}" once it is uploaded
+transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+features = model(torch.randn(1, 3, {image}, {image}))  # [1, {width}]: the class token after the last LayerNorm
+patches = model.forward_features(torch.randn(1, 3, {image}, {image}))  # [1, {tokens}, {width}]: class token, patches
+```
+
+Without this folder's config.json the same model is `{call}`. Images are normalised with
+ImageNet's mean and standard deviation, as config.json says; timm's own weights of that name may expect others.
+
+## Training
+
+{training}
+
+## Limits
+
+- It has seen no labels, and nothing was evaluated when this card was written: measure it on your task.
+- It knows images of {image} × {image} pixels; its positions belong to that size.
+- Whatever is lopsided in its images is lopsided in its features, and who may use the weights depends on who may use
+  those images. The licence is for the one who uploads them to state.
+"""
+
+_OF_A_RUN = """\
+| | |
+|---|---|
+{rows}
+
+The whole recipe, which `launch/pretrain.py` takes:
+
+```yaml
+{recipe}
+```"""
+
+
+def model_card(pretrained: Pretrained, name: str) -> str:
+    """Markdown with the Hub's header. `name`: the folder's."""
+    config = pretrained.config
+    recipe = json.loads(pretrained.about.get("recipe", "null"))
+    return _CARD.format(
+        name=name,
+        width=config.width,
+        depth=config.num_blocks,
+        heads=config.heads,
+        patch=config.patch_size,
+        image=config.image_size,
+        tokens=1 + config.num_patches,
+        parameters=sum(tensor.numel() for tensor in pretrained.encoder.values()) / 1e6,
+        call=timm_model(config, pretrained.source).call(),
+        origin=_origin(pretrained, recipe),
+        training=_training(pretrained, recipe),
+    )
+
+
+def _origin(pretrained: Pretrained, recipe: dict[str, Any] | None) -> str:
+    if recipe is None:
+        return "Converted from another project's checkpoint."
+    return (
+        "Pre-trained without labels with LocalMIM ([arXiv 2303.05251](https://arxiv.org/abs/2303.05251)): intermediate "
+        "blocks reconstruct local features of the image where patches are masked."
+    )
+
+
+def _training(pretrained: Pretrained, recipe: dict[str, Any] | None) -> str:
+    if recipe is None:
+        return "Not recorded in the checkpoint that this was converted from."
+    rows = "\n".join(f"| {what} | {value} |" for what, value in _facts(pretrained, recipe).items())
+    return _OF_A_RUN.format(rows=rows, recipe=yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True).strip())
+
+
+def _facts(pretrained: Pretrained, recipe: dict[str, Any]) -> dict[str, Any]:
+    """What is known, in the order in which people ask."""
+    about, train = pretrained.about, recipe.get("train", {})
+    seen = {"steps": about.get("step"), "images in a step": train.get("global_batch"), "images": about.get("images")}
+    if all(seen.values()):
+        seen["passes over the images"] = f"{int(seen['steps']) * seen['images in a step'] / int(seen['images']):.1f}"
+    facts = seen | {
+        "precision": about.get("precision") and f"{about['precision']}; the weights are its fp32 masters",
+        "frozen by then": about.get("frozen_units")
+        and f"{about['frozen_units']} of {pretrained.config.num_units} units (patch embedding, blocks)",
+        "hash of the shards' index": about.get("shards"),
+    }
+    return {what: value for what, value in facts.items() if value}
