@@ -73,7 +73,7 @@ class Training(ABC):
 
     logbook_kind: type[Logbook]
     origin: Origin | None = None
-    """Of the weights of a new run, where they are not random."""
+    """Of the weights that a new run starts from, where they are not random."""
 
     def __init__(
         self,

@@ -115,15 +115,10 @@ def test_weights_of_another_shape_are_refused_before_anything_is_written(
     assert [path.name for path in (tmp_path / "run").iterdir()] == ["given_0.json"]  # the test's own
 
 
-def test_a_missing_file_of_weights_and_a_fine_tuned_run_are_refused(
-    one_rank: RankPool, split: Path, pretrained: Path, tmp_path: Path
-) -> None:
+def test_a_missing_file_of_weights_is_refused(one_rank: RankPool, split: Path, tmp_path: Path) -> None:
     (told,) = one_rank.run(refused_on_a_rank, split, tmp_path / "nothing", tmp_path / "run", {})
     assert re.search("rank 0: .*nothing", told), told
-    short = {"train": {"epochs": 0.4}, "optimizer": {"warmup_epochs": 0.1}, "validation": {"every_epochs": 0}}
-    assert one_rank.run(refused_on_a_rank, split, pretrained, tmp_path / "run", short) == ["ended with 0"]
-    (told,) = one_rank.run(refused_on_a_rank, split, tmp_path / "run", tmp_path / "another", {})
-    assert "is of a fine-tuning" in told
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["given_0.json"]
 
 
 def test_a_sample_whose_label_is_none_of_the_classes_is_named(

@@ -154,11 +154,21 @@ def test_it_learns_held_out_photographs_and_counts_them_exactly(
     assert measured[12 * EPOCH] == pytest.approx(found, rel=1e-4)
 
 
-def test_without_an_average_or_a_validation_neither_is_there(
+def test_a_fine_tuned_run_is_a_start_as_well_without_its_head(
     one_rank: RankPool, split: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    settings = {"finetune": {"average": None}, "validation": {"every_epochs": 0}, "train": {"epochs": 0.5}}
-    settings |= {"optimizer": {"warmup_epochs": 0.1}}
-    assert one_rank.run(start, split, pretrained, tmp_path / "run", None, settings) == [DONE]
-    assert not by_step(tmp_path / "run", "evaluation")
-    assert not [key for key in state(tmp_path / "run") if key.startswith("average")]
+    """And without an average or a validation neither is there."""
+    settings: dict[str, Any] = {"finetune": {"average": None}, "validation": {"every_epochs": 0}}
+    settings |= {"train": {"epochs": 0.5}, "optimizer": {"warmup_epochs": 0.1}}
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert one_rank.run(start, split, pretrained, first, None, settings) == [DONE]
+    assert not by_step(first, "evaluation")
+    weights = state(first)
+    assert not [key for key in weights if key.startswith("average")]
+
+    settings |= {"finetune": {"average": None, "classes": 9}, "optimizer": {"lr": 1e-30, "min_lr": 0}}
+    assert one_rank.run(start, split, first, second, None, settings) == [DONE]
+    for key, values in state(second).items():
+        if key.startswith("master") and "head" not in key and "fc_norm" not in key:
+            assert torch.equal(values, weights[key]), key
+    assert len(state(second)["master head.bias"]) == 9

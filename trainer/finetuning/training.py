@@ -31,12 +31,21 @@ from trainer.finetuning.mixing import Mixing, normalised
 from trainer.finetuning.plan import FinetunePlan
 from trainer.finetuning.validation import Accuracy, Validation, label_problem
 from trainer.loop import PRECISIONS, Training, run_training
+from trainer.model.config import ModelConfig
 from trainer.model.flops import classifier_flops
 from trainer.pretrained import Pretrained, load_pretrained
+from trainer.pretrained.initial import Origin
 from trainer.ranks import on_every_rank
 from trainer.stopping import StopSignals
 from trainer.tracking.console import Console
 from trainer.watchdog import Watchdog
+
+
+class EncoderOrigin(Origin):
+    """Weights for all but the head."""
+
+    def __str__(self) -> str:
+        return f"{self.source}: the encoder; the head is newly initialised"
 
 
 def finetune(plan: FinetunePlan, resume: str) -> int:
@@ -64,9 +73,6 @@ class Finetuning(Training):
         self._dtype = PRECISIONS[plan.ds.precision]
         self._pretrained: Pretrained | None = None
         super().__init__(plan, device, checkpoint, watchdog, signals)
-        if self._pretrained:
-            self.logbook.say(f"weights from {self._pretrained.source}")
-            self._pretrained = None
         self._validation = Validation(plan, device, self._dtype) if plan.validation else None
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
@@ -75,9 +81,10 @@ class Finetuning(Training):
             return
         self.watchdog.at("reading the pre-trained weights", self.step)
         say = Console(self.plan.ranks.rank).say
+        like = ModelConfig.around(self.plan.recipe.model)
 
         def read() -> Pretrained:
-            pretrained = load_pretrained(self.plan.init, say=say)
+            pretrained = load_pretrained(self.plan.init, like=like, say=say)
             with torch.device("meta"):
                 self.plan.new_model().require_fits(pretrained)
             return pretrained
@@ -88,6 +95,8 @@ class Finetuning(Training):
         model = self.plan.new_model()
         if self._pretrained:
             model.load_encoder(self._pretrained)
+            self.origin = EncoderOrigin(self._pretrained.source, "a classifier has none")
+            self._pretrained = None  # as large as the model
         return model
 
     def _new_engine(self, resolved: ResolvedDsConfig) -> FreezingEngine:

@@ -118,6 +118,11 @@ class ModelConfig(EncoderConfig):
     decoder_heads: int = Field(default=8, gt=0, description="Attention heads of the decoders.")
     decoder_mlp_ratio: float = Field(default=4.0, gt=0, description="Hidden width of their MLPs over decoder_dim.")
 
+    @classmethod
+    def around(cls, encoder: EncoderConfig) -> Self:
+        """For an encoder alone, however few blocks it has: a single stage, which reads the last."""
+        return cls(**encoder.model_dump(), stages=[encoder.num_blocks - 1], scales=[1.0])
+
     @property
     def num_units(self) -> int:
         """Freezable units: 0 = patch embedding and class token, i = block i-1 with the stage that reads it."""

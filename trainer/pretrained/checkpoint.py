@@ -11,7 +11,6 @@ from trainer.checkpoint.state_file import MASTER
 from trainer.errors import BadInput
 from trainer.pretrained.recognise import recognise
 from trainer.pretrained.weights import Pretrained
-from trainer.recipe import FINETUNE
 
 
 def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
@@ -24,8 +23,6 @@ def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
     except DamagedCheckpoint as error:
         raise BadInput(f"pre-trained weights: {error}; give another checkpoint") from None
     manifest = checkpoint.manifest
-    if FINETUNE in manifest.recipe:
-        raise BadInput(f"pre-trained weights: {directory} is of a fine-tuning; give what that began with, or another")
     weights = {
         name: checkpoint.read(MASTER, name, 0, checkpoint.numel(name)).view(shape)
         for name, shape in manifest.shapes.items()

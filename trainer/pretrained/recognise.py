@@ -8,10 +8,11 @@ from pydantic import ValidationError
 from torch import Tensor, ones, zeros
 
 from trainer.errors import BadInput
-from trainer.model.config import ModelConfig
+from trainer.model.config import EncoderConfig, ModelConfig
 from trainer.pretrained.architecture import STANDARD, encoder_config, localmim_config
 from trainer.pretrained.localmim_names import PUBLISHED, from_published
 from trainer.pretrained.weights import Pretrained, encoder_shapes, from_localmim, require_weights
+from trainer.recipe import FINETUNE
 
 _OURS = re.compile(r"stages\.\d+\..+")
 _NOT_OF_THE_ENCODER = ("decoder_", "mask_token", "head.", "fc_norm.")
@@ -47,7 +48,9 @@ def recorded_model(about: Mapping[str, str], source: str) -> ModelConfig | None:
     if "recipe" not in about:
         return None
     try:
-        return ModelConfig.model_validate(json.loads(about["recipe"]).get("model", {}))
+        recipe = json.loads(about["recipe"])
+        model = recipe.get("model", {})
+        return ModelConfig.around(EncoderConfig(**model)) if FINETUNE in recipe else ModelConfig.model_validate(model)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("model", *first["loc"])))
