@@ -58,9 +58,8 @@ def test_what_this_program_writes_it_reads_without_being_told_the_model(
         assert pretrained.config == MODEL
         assert pretrained.full is not None
         assert_same(pretrained.full, {name: p.detach() for name, p in model.named_parameters()})
-    if source != "fp32":  # which is as it was, the path of the images included
-        assert pretrained.about["recipe"] == of_run.about["recipe"]
-        assert "somebody" not in pretrained.about["recipe"]
+    assert pretrained.about["recipe"] == of_run.about["recipe"]
+    assert "somebody" not in pretrained.about["recipe"]
 
 
 def test_a_run_gives_its_newest_whole_checkpoint(tmp_path: Path) -> None:

@@ -41,7 +41,11 @@ def encoder_config(weights: Mapping[str, Tensor], known: Sequence[ModelConfig], 
             "alone do not say how many attention heads they have; give a checkpoint or an export of this program"
         )
     of_alike = alike.model_dump(include={"size", "embed_dim", "depth", "num_heads", "norm_eps"})
-    of_shapes = {"image_size": grid_size * patch_size, "patch_size": patch_size, "mlp_ratio": mlp_width / width}
+    of_shapes = {
+        "image_size": grid_size * patch_size,
+        "patch_size": patch_size,
+        "mlp_ratio": _ratio(mlp_width, width, alike.mlp_ratio),
+    }
     return _config({**of_alike, **of_shapes, "stages": [depth - 1], "scales": [1.0]}, source)
 
 
@@ -68,13 +72,18 @@ def localmim_config(weights: Mapping[str, Tensor], known: Sequence[ModelConfig],
         "scales": scales,
         "hog_bins": channels // 3,
         "decoder_depth": _number_of(r"decoder\.0\.blocks\.(\d{1,4})\..+", weights),
-        "decoder_mlp_ratio": mlp_width / decoder_dim,
+        "decoder_mlp_ratio": _ratio(mlp_width, decoder_dim, alike.decoder_mlp_ratio),
     }
     return _config({**alike.model_dump(), **of_encoder, **of_decoders}, source)
 
 
 def _decoded_shape(config: ModelConfig) -> tuple[int, int, int, int]:
     return config.width, config.num_blocks, config.decoder_dim, len(config.stage_blocks)
+
+
+def _ratio(mlp_width: int, width: int, likely: float) -> float:
+    """Of several ratios that are cut to the same whole number of channels, the likely one."""
+    return likely if int(width * likely) == mlp_width else mlp_width / width
 
 
 def _number_of(pattern: str | re.Pattern[str], weights: Mapping[str, Tensor]) -> int:

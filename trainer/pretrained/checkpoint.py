@@ -32,15 +32,12 @@ def load_checkpoint(path: Path, say: Callable[[str], None]) -> Pretrained:
 
 
 def _of_manifest(manifest: Manifest) -> dict[str, str]:
-    recipe = dict(manifest.recipe)
-    if isinstance(recipe.get("data"), dict):  # weights are handed on; where the images lie is nobody's business
-        recipe["data"] = recipe["data"] | {"path": None}
     return {
         "step": str(manifest.step),
         "frozen_units": str(manifest.frozen_units),
         "precision": manifest.precision,
         "shards": manifest.index_hash,
-        "recipe": json.dumps(recipe),
+        "recipe": json.dumps(manifest.recipe),
     }
 
 

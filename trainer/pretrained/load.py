@@ -40,7 +40,8 @@ def _load_file(file: Path, given: Path, like: ModelConfig | None) -> Pretrained:
 
 
 def _name(path: Path, metadata: dict[str, str]) -> str:
-    return f"{path}, step {metadata['step']}" if "step" in metadata else str(path)
+    step = metadata.get("step", "")
+    return f"{path}, step {step}" if step.isdecimal() else str(path)
 
 
 def _require_heads(path: Path, config: ModelConfig) -> None:

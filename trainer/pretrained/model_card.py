@@ -101,10 +101,11 @@ def _training(pretrained: Pretrained, recipe: dict[str, Any] | None) -> str:
 
 def _facts(pretrained: Pretrained, recipe: dict[str, Any]) -> dict[str, Any]:
     """What is known, in the order in which people ask."""
-    about, train = pretrained.about, recipe.get("train", {})
-    seen = {"steps": about.get("step"), "images in a step": train.get("global_batch"), "images": about.get("images")}
-    if all(seen.values()):
-        seen["passes over the images"] = f"{int(seen['steps']) * seen['images in a step'] / int(seen['images']):.1f}"
+    about = pretrained.about
+    steps, batch, images = about.get("step"), _global_batch(recipe), about.get("images")
+    seen = {"steps": steps, "images in a step": batch, "images": images}
+    if steps and batch and images and int(images):
+        seen["passes over the images"] = f"{int(steps) * batch / int(images):.1f}"
     facts = seen | {
         "precision": about.get("precision") and f"{about['precision']}; the weights are its fp32 masters",
         "frozen by then": about.get("frozen_units")
@@ -112,3 +113,9 @@ def _facts(pretrained: Pretrained, recipe: dict[str, Any]) -> dict[str, Any]:
         "hash of the shards' index": about.get("shards"),
     }
     return {what: value for what, value in facts.items() if value}
+
+
+def _global_batch(recipe: dict[str, Any]) -> int | None:
+    train = recipe.get("train")
+    batch = train.get("global_batch") if isinstance(train, dict) else None
+    return batch if isinstance(batch, int) else None

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
+from typing import Any
 
 from pydantic import ValidationError
 from torch import Tensor, ones, zeros
@@ -11,7 +12,7 @@ from trainer.errors import BadInput
 from trainer.model.config import EncoderConfig, ModelConfig
 from trainer.pretrained.architecture import STANDARD, encoder_config, localmim_config
 from trainer.pretrained.localmim_names import PUBLISHED, from_published
-from trainer.pretrained.weights import Pretrained, encoder_shapes, from_localmim, require_weights
+from trainer.pretrained.weights import ABOUT, NUMBERS, Pretrained, encoder_shapes, from_localmim, require_weights
 from trainer.recipe import FINETUNE
 
 _OURS = re.compile(r"stages\.\d+\..+")
@@ -27,7 +28,12 @@ def recognise(
     `about`: see `Pretrained`. `like`: the model that they are for, asked last for what they do not say themselves.
     Raises `BadInput` if they are none of these, or not whole."""
     weights = {name: tensor.float() for name, tensor in weights.items()}
-    recorded = recorded_model(about, source)
+    about = {name: text for name, text in about.items() if name in ABOUT and (text.isdecimal() or name not in NUMBERS)}
+    recorded = None
+    if "recipe" in about:
+        recipe = _recipe(about["recipe"], source)
+        recorded = _model(recipe, source)
+        about["recipe"] = json.dumps(recipe)
     known = [config for config in (recorded, *STANDARD, like) if config is not None]
     if any(map(_OURS.fullmatch, weights)):
         return from_localmim(recorded or _required(like, source), weights, source, about)
@@ -42,21 +48,29 @@ def recognise(
     return Pretrained(config, encoder, None, source, about)
 
 
-def recorded_model(about: Mapping[str, str], source: str) -> ModelConfig | None:
-    """The model of the recipe that is written down beside the weights, if one is; its other sections may be of other
-    times. Raises `BadInput`."""
-    if "recipe" not in about:
-        return None
+def _recipe(text: str, source: str) -> dict[str, Any]:
+    """The recipe that is written down beside the weights, without where the images lie: weights are handed on, and that
+    is nobody's business. Raises `BadInput`."""
     try:
-        recipe = json.loads(about["recipe"])
+        recipe = json.loads(text)
+    except (ValueError, RecursionError):
+        recipe = None
+    if not isinstance(recipe, dict):
+        raise BadInput(f"{source}: the recipe in its metadata is not what this program writes; give another checkpoint")
+    if isinstance(recipe.get("data"), dict):
+        recipe["data"] |= {"path": None}
+    return recipe
+
+
+def _model(recipe: dict[str, Any], source: str) -> ModelConfig:
+    """The recipe's model; other sections may be of other times. Raises `BadInput`."""
+    try:
         model = recipe.get("model", {})
         return ModelConfig.around(EncoderConfig(**model)) if FINETUNE in recipe else ModelConfig.model_validate(model)
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, ("model", *first["loc"])))
         raise BadInput(f"{source}: its recipe's {key}: {first['msg']}; use the program that wrote it") from None
-    except (ValueError, AttributeError, RecursionError):
-        raise BadInput(f"{source}: the recipe in its metadata is not what this program writes; give another") from None
 
 
 def _required(like: ModelConfig | None, source: str) -> ModelConfig:

@@ -14,6 +14,11 @@ from trainer.model.positions import sincos_positions
 ENCODER_PARTS = ("cls_token", "patch_embed.", "blocks.")
 """Beginnings of the encoder's parameters in LocalMIM, where they have the names of timm's VisionTransformer."""
 
+NUMBERS = ("step", "frozen_units", "images")
+ABOUT = (*NUMBERS, "precision", "shards", "recipe")
+"""Keys of `Pretrained.about`: optimizer steps, units frozen by then, images of an epoch, precision of training, hash of
+the shards' index, the recipe as JSON."""
+
 
 @dataclass(frozen=True)
 class Pretrained:
@@ -33,8 +38,7 @@ class Pretrained:
     """For logs: ``runs/x, step 1234``."""
 
     about: Mapping[str, str] = field(default_factory=dict)
-    """What the source says of its training, as far as it does: step, frozen_units, precision, images, shards, recipe
-    (JSON). Exports carry it on as their metadata."""
+    """What the source says of its training, as far as it does: values of `ABOUT`. Exports carry it on as metadata."""
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, torch.Size]:
