@@ -92,7 +92,8 @@ def num_steps(num_samples: int, settings: ProbeSettings) -> int:
     return max(1, round(settings.epochs * (num_samples // settings.global_batch)))
 
 
-def _probe(width: int, num_classes: int, settings: ProbeSettings, num_samples: int, device: torch.device) -> Probe:
+def require_whole_batches(num_samples: int, settings: ProbeSettings) -> None:
+    """Raises BadInput if the ranks do not divide the global batch or the samples are fewer than that."""
     _, world_size = rank_and_world_size()
     if settings.global_batch % world_size:
         raise BadInput(f"{world_size} ranks do not divide the probe's global batch of {settings.global_batch}")
@@ -101,6 +102,10 @@ def _probe(width: int, num_classes: int, settings: ProbeSettings, num_samples: i
             f"the probe's global batch of {settings.global_batch} is more than the {num_samples} training samples: "
             "choose a smaller one"
         )
+
+
+def _probe(width: int, num_classes: int, settings: ProbeSettings, num_samples: int, device: torch.device) -> Probe:
+    require_whole_batches(num_samples, settings)
     return Probe(
         width,
         num_classes,

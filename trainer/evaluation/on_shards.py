@@ -11,7 +11,7 @@ from trainer.errors import BadInput
 from trainer.evaluation.encoder import POOLS, Encoder, Pool
 from trainer.evaluation.features import Features, extract_features
 from trainer.evaluation.knn import knn_accuracies
-from trainer.evaluation.linear import num_steps, probe_augmented, probe_cached
+from trainer.evaluation.linear import num_steps, probe_augmented, probe_cached, require_whole_batches
 from trainer.evaluation.probe import ProbeSettings
 from trainer.evaluation.progress import Progress
 from trainer.evaluation.splits import Split, require_same_classes
@@ -106,6 +106,7 @@ def linear_on_shards(
     samples = len(evenly_chosen(train.index.num_samples, train.most))
     if not cached and train.most is not None:
         raise BadInput("augmented views are of all training samples: cache the features to take a part of them")
+    require_whole_batches(samples, settings)
     tested = extraction.features(encoder, held_out)
     progress = extraction.progress("linear probe", num_steps(samples, settings), "steps")
     if cached:
