@@ -2,8 +2,9 @@
 
     python launch/show.py --checkpoint RUN_OR_FILE --images a.jpg b.png --output DIR
 
-RUN_OR_FILE is a run directory, whose newest whole checkpoint is taken, a step_… directory, or any other weights that
-fine-tuning starts from. One process, no GPU. Draws into DIR, a row for each image, in place of what is there:
+RUN_OR_FILE is a run directory, whose newest whole checkpoint is taken, a step_… directory, a file or folder that
+launch/export.py wrote, or a file with the names of LocalMIM, MAE or timm. One process, no GPU. Draws into DIR, a row
+for each image, in place of what is there:
 
     reconstructions.png          target and prediction of every stage, frozen ones too, under a random mask; needs
                                  weights with the decoders, not of an encoder alone
