@@ -57,8 +57,9 @@ def _recipe(text: str, source: str) -> dict[str, Any]:
         recipe = None
     if not isinstance(recipe, dict):
         raise BadInput(f"{source}: the recipe in its metadata is not what this program writes; give another checkpoint")
-    if isinstance(recipe.get("data"), dict):
-        recipe["data"] |= {"path": None}
+    for section in ("data", "evaluation"):
+        if isinstance(recipe.get(section), dict):
+            recipe[section] |= {"path": None}
     return recipe
 
 
