@@ -98,21 +98,20 @@ class Training:
                 self.model.freeze_prefix(checkpoint.manifest.frozen_units)
             frozen = {name for name, p in self.model.named_parameters() if not p.requires_grad}
             checkpoint.load_archive(self.archive, frozen, ranks.rank, ranks.world_size)
-        origin = None
-        if initial:
+        elif initial:
             initial.copy_into(self.model)
-            origin = initial.origin
-            del initial  # as large as the model
         watchdog.at("building the engine", self.step)
         resolved = plan.ds.with_micro_batch(plan.micro_batches.at(self.step))
         self.engine = FreezingEngine(self.model, resolved, recipe.optimizer)
         if checkpoint:
             checkpoint.load_engine(self.engine)
+        elif initial:
+            initial.copy_masters(self.engine)
         self.controller = FreezeController(plan.schedule, plan.micro_batches, self.engine, self.archive)
         watchdog.at("measuring the device", self.step)
         self.throughput = Throughput(measure_gemm_rate(device, PRECISIONS[plan.ds.precision]))
         self.logbook = Logbook(plan, self.engine, self.throughput, device, self.step)
-        self.logbook.started(checkpoint, origin)
+        self.logbook.started(checkpoint, initial.origin if initial else None)
         if compiled:
             self.logbook.say(f"compiled the encoder's block in {compiled.seconds:.0f} s")
         train = recipe.train
