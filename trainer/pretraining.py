@@ -78,7 +78,6 @@ class Pretraining(Training):
         if self._initial:
             self._initial.copy_into(model)
             self.origin = self._initial.origin
-            self._initial = None  # as large as the model
         return model
 
     def _new_loader(self, **settings: Any) -> Loader:
@@ -88,6 +87,9 @@ class Pretraining(Training):
         return self.plan.recipe.freezing.initial_units
 
     def _engine_ready(self, checkpoint: Checkpoint | None) -> None:
+        if self._initial:
+            self._initial.copy_masters(self.engine)
+            self._initial = None  # as large as the model
         dtype = PRECISIONS[self.plan.ds.precision]
         self.controller = make_controller(self.plan, self.engine, self.archive, self.device, dtype)
         if checkpoint:

@@ -30,7 +30,7 @@ def scrambled(config: ModelConfig, seed: int = 0) -> LocalMIM:
     model = LocalMIM(config)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
     return model.eval()
 
 

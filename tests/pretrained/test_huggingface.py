@@ -41,7 +41,7 @@ def test_timm_reads_it_as_from_the_hub(
     folder: Path, run: tuple[Path, LocalMIM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without a network: only the download is replaced, by the file that was uploaded."""
-    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo, filename, **_: str(folder / filename))
+    monkeypatch.setattr("timm.models._hub.hf_hub_download", lambda repo_id, filename, **_: str(folder / filename))
     assert_ours(timm.create_model("hf-hub:somebody/my_vit", pretrained=True), run[1])
 
 
@@ -128,7 +128,7 @@ def test_a_kill_between_the_files_leaves_no_folder(
         assert not (tmp_path / "my_vit").exists()
         raise Killed
 
-    monkeypatch.setattr(huggingface, "write_timm", kill)
+    monkeypatch.setattr(huggingface, "write_encoder", kill)
     with pytest.raises(Killed):
         write_huggingface(load_pretrained(run[0]), tmp_path / "my_vit")
     assert list(tmp_path.iterdir()) == []

@@ -108,8 +108,8 @@ def masters_after_start(path: Path, stage: int) -> dict[str, tuple[int, Tensor]]
     initial = read_together(path, MODEL, lambda _: None)
     model = LocalMIM(MODEL)
     initial.copy_into(model)
-    del initial
     engine = FreezingEngine(model, resolved, OptimizerConfig())
+    initial.copy_masters(engine)
     return {f.name: (f.start, f.master.clone()) for f in engine.fragments(owned_only=True)}
 
 

@@ -33,7 +33,7 @@ def test_written_back_it_is_what_it_was(golden: GoldenCase) -> None:
     recorded = {name: tensor for name, tensor in golden.state_dict().items() if not name.startswith("hog_enc.")}
     assert written.keys() == recorded.keys()
     for name, tensor in written.items():
-        torch.testing.assert_close(tensor, recorded[name], rtol=0, atol=1e-6 if "pos_embed" in name else 0)
+        torch.testing.assert_close(tensor, recorded[name], rtol=0, atol=1e-5 if "pos_embed" in name else 0)
 
 
 @pytest.mark.parametrize(

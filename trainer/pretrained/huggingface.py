@@ -12,7 +12,7 @@ from pathlib import Path
 
 from trainer.errors import BadInput
 from trainer.files import replace_folder, write_text
-from trainer.pretrained.export import cannot_write, write_timm
+from trainer.pretrained.export import cannot_write, write_encoder
 from trainer.pretrained.load import FOLDER_CONFIG, FOLDER_WEIGHTS
 from trainer.pretrained.model_card import CARD, model_card
 from trainer.pretrained.timm_model import timm_config
@@ -30,7 +30,7 @@ def write_huggingface(pretrained: Pretrained, output: Path) -> int:
         with replace_folder(output) as folder:
             write_text(folder / FOLDER_CONFIG, json.dumps(config, indent=2) + "\n")
             write_text(folder / CARD, model_card(pretrained, output.name))
-            write_timm(pretrained, folder / FOLDER_WEIGHTS)
+            write_encoder(pretrained, folder / FOLDER_WEIGHTS)
             return sum(file.stat().st_size for file in folder.iterdir())
     except OSError as error:
         raise cannot_write(output, error) from None
