@@ -15,7 +15,8 @@ from trainer.ranks import Ranks
 from trainer.tracking.throughput import Throughput
 
 STEPS = 24
-EVERY = 4
+EVERY = 6
+TRAIN_SAMPLES, SAMPLES = 80, 50
 EPOCH = 18  # steps: 150 photographs in batches of 8
 
 
@@ -28,7 +29,10 @@ def train(shards: Path, output: Path, stage: int, precision: str, evaluated: boo
     """What a training leaves in this process: its random numbers, its state by parameter, and facts about the
     evaluations. Runs on a rank."""
     dist.barrier()  # the other rank may still write to an earlier run
-    every = {"every_steps": EVERY, "path": str(shards / "train.json"), "k": [3, 10], "batch": 16, "workers": 1}
+    every = {
+        "every_steps": EVERY, "path": str(shards / "train.json"), "k": [3, 10], "batch": 16, "workers": 1,
+        "train_samples": TRAIN_SAMPLES, "samples": SAMPLES,
+    }  # fmt: skip
     rank, world_size = dist.get_rank(), dist.get_world_size()
     torch.manual_seed(7), random.seed(7), np.random.seed(7)  # noqa: NPY002
     plan = small_plan(

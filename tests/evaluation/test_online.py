@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.distributed import RankPool
-from tests.evaluation.online_case import EVERY, STEPS, train
+from tests.evaluation.online_case import EVERY, SAMPLES, STEPS, TRAIN_SAMPLES, train
 from tests.launch.small_recipe import small_recipe
 from trainer.data.shard_index import ShardIndex
 from trainer.errors import BadInput
@@ -47,8 +48,8 @@ def evaluate_checkpoint(run: Path, shards: Path) -> list[dict[str, Any]]:
     try:
         return knn_on_shards(
             Encoder(vit),
-            Split("training", index),
-            Split("held-out", index),
+            Split("training", index, TRAIN_SAMPLES),
+            Split("held-out", index, SAMPLES),
             extraction,
             ks=[3, 10],
             temperatures=[0.07],
@@ -65,8 +66,8 @@ def evaluate_checkpoint(run: Path, shards: Path) -> list[dict[str, Any]]:
 def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(
     two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int, precision: str
 ) -> None:
-    plain = two_ranks.run(train, shards, tmp_path / "plain", stage, precision, False)
-    evaluated = two_ranks.run(train, shards, tmp_path / "evaluated", stage, precision, True)
+    plain = two_ranks.run(train, shards, tmp_path / "plain", stage, precision, False, timeout=300)
+    evaluated = two_ranks.run(train, shards, tmp_path / "evaluated", stage, precision, True, timeout=300)
     for without, with_them in zip(plain, evaluated, strict=True):
         assert without["state"].keys() == with_them["state"].keys()
         for kind in ("state", "weights"):
@@ -85,17 +86,10 @@ def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(
     assert [event["step"] for event in events] == [each["step"] for each in evaluated[0]["found"]]
     assert evaluated[0]["found"][-1]["result"]["results"] == evaluated[1]["found"][-1]["result"]["results"]
     assert len({row["top1"] for event in events for row in event["results"]}) > 2, "the figures follow the weights"
+    board = EventAccumulator(str(tmp_path / "evaluated" / "tensorboard")).Reload()
+    assert [each.step for each in board.Scalars("evaluation/knn_mean_10_0.07_top1")] == [e["step"] for e in events]
     if precision == "fp32":
         assert evaluate_checkpoint(tmp_path / "evaluated", shards) == events[-1]["results"]
-
-
-def test_the_figures_are_in_tensorboard(two_ranks: RankPool, shards: Path, tmp_path: Path) -> None:
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    two_ranks.run(train, shards, tmp_path / "run", 2, "fp32", True)
-    board = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
-    drawn = board.Scalars("evaluation/knn_mean_10_0.07_top1")
-    assert [each.step for each in drawn] == list(range(EVERY, STEPS + 1, EVERY))
 
 
 @pytest.mark.parametrize(

@@ -86,18 +86,19 @@ class Probe:
     def train_step(self, features: dict[Pool, Tensor], labels: Tensor) -> Tensor:
         """One update of all classifiers by this rank's equal share of the global batch: fp32 [n, D] for each pool,
         int64 [n]. Returns the mean loss on this rank of each, fp32 [pools · norms, rates]. Collective."""
-        inputs = {pool: {"none": rows, "batch": self._norms[pool].train(rows)} for pool, rows in features.items()}
-        losses = torch.stack(
-            [_losses(_logits(inputs[pool][norm], heads), labels) for (pool, norm), heads in self._heads.items()]
-        )
+        losses = []
+        for (pool, norm), heads in self._heads.items():
+            rows = features[pool] if norm == "none" else self._norms[pool].train(features[pool])
+            losses.append(_losses(_logits(rows, heads), labels))
+        by_head = torch.stack(losses)
         self._optimizer.zero_grad()
-        losses.sum().backward()
+        by_head.sum().backward()
         self._average_gradients()
         for group in self._optimizer.param_groups:
             group["lr"] = group["base"] * self.learning_rate(self._step)
         self._optimizer.step()
         self._step += 1
-        return losses.detach()
+        return by_head.detach()
 
     @torch.no_grad()
     def accuracies(self, features: dict[Pool, Tensor], labels: Tensor) -> list[ProbeAccuracy]:
@@ -109,9 +110,8 @@ class Probe:
             piece = slice(first, first + ROWS_AT_ONCE)
             found = []
             for (pool, norm), heads in self._heads.items():
-                rows = features[pool][piece]
-                logits = _logits(self._norms[pool].apply(rows) if norm == "batch" else rows, heads)
-                found += [count_hits(each, labels[piece]) for each in logits.unbind(1)]
+                rows = features[pool][piece] if norm == "none" else self._norms[pool].apply(features[pool][piece])
+                found += [count_hits(each, labels[piece]) for each in _logits(rows, heads).unbind(1)]
             hits += torch.stack(found)
         shares = (sum_over_ranks(hits).double() / len(labels)).tolist()
         return [ProbeAccuracy(*name, *share) for name, share in zip(names, shares, strict=True)]
