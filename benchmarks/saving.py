@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from launch.pretrain import RECIPES
+from launch.run_arguments import RECIPES
 from trainer.checkpoint.background import BackgroundSaves
 from trainer.checkpoint.config import CheckpointConfig
 from trainer.checkpoint.find import verify_together

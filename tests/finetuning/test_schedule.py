@@ -48,7 +48,7 @@ def test_embeddings_blocks_and_head_are_units_and_the_weights_have_timms_names()
     assert units["blocks.11.mlp.fc2.bias"] == 12
     assert {units[name] for name in ("fc_norm.weight", "head.weight", "head.bias")} == {13}
     assert ours.num_units == 14
-    assert ours.head.weight.std() == pytest.approx(HEAD_STD, rel=0.1)
+    assert float(ours.head.weight.std()) == pytest.approx(HEAD_STD, rel=0.1)
     assert [round(block.drop_path1.drop_prob, 4) for block in ours.blocks[1:]] == [
         round(0.1 * i / 11, 4) for i in range(1, 12)
     ]

@@ -22,6 +22,8 @@ from trainer.tracking.metrics import read_metrics
 
 EPOCH = 6
 """Steps: 97 images in batches of 16."""
+LARGE_EPS = {"optimizer": {"eps": 1e-5}}
+"""A bias of the keys has a gradient of zero but for rounding, which AdamW would otherwise blow up to whole steps."""
 
 
 def start(data: Path, init: Path, output: Path, until: int | None, settings: dict[str, Any]) -> int:
@@ -60,7 +62,7 @@ def test_another_number_of_ranks_goes_on_to_rounding(
     two_ranks: RankPool, one_rank: RankPool, split: Path, pretrained: Path, tmp_path: Path
 ) -> None:
     """With the augmentation of each image and the moving average; what depends on the layout is off."""
-    settings = {"augmentation": {"mixup": 0, "cutmix": 0}, "finetune": {"average": 0.9, "drop_path": 0}}
+    settings = {"augmentation": {"mixup": 0, "cutmix": 0}, "finetune": {"average": 0.9, "drop_path": 0}} | LARGE_EPS
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     assert two_ranks.run(start, split, pretrained, whole, None, settings) == [DONE] * 2
     assert two_ranks.run(start, split, pretrained, moved, 3, settings) == [STOPPED] * 2
@@ -93,7 +95,7 @@ def plain_training(plan: FinetunePlan, init: Path) -> dict[str, torch.Tensor]:
          "weight_decay": 0.05 if decayed else 0.0}
         for unit, named in units.items() for decayed in (True, False)
     ]  # fmt: skip
-    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-8)
+    optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=0.0, betas=(0.9, 0.999), eps=1e-5)
     average = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     loader = LaneLoader(
         plan.index, plan.recipe.data, image_size=32, seed=0, global_batch=16, micro_batch=16, rank=0, world_size=1,
@@ -115,7 +117,7 @@ def plain_training(plan: FinetunePlan, init: Path) -> dict[str, torch.Tensor]:
 def test_two_ranks_equal_plain_adamw_with_a_rate_for_each_unit(
     two_ranks: RankPool, split: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    settings = {"augmentation": OFF, "finetune": {"average": 0.9, "drop_path": 0}}
+    settings = {"augmentation": OFF, "finetune": {"average": 0.9, "drop_path": 0}} | LARGE_EPS
     assert two_ranks.run(start, split, pretrained, tmp_path / "run", None, settings) == [DONE] * 2
     theirs = plain_training(small_plan(split, pretrained, tmp_path / "plain", **settings), pretrained)
     ours = {key: values for key, values in state(tmp_path / "run").items() if not key.startswith("exp")}
@@ -129,12 +131,13 @@ def test_two_ranks_equal_plain_adamw_with_a_rate_for_each_unit(
 def test_it_learns_held_out_photographs_and_counts_them_exactly(
     two_ranks: RankPool, split: Path, pretrained: Path, tmp_path: Path
 ) -> None:
-    settings = {"train": {"epochs": 12}, "augmentation": {"mixup": 0, "cutmix": 0}, "validation": {"every_epochs": 4}}
+    settings = {"train": {"epochs": 16}, "validation": {"every_epochs": 8}, "optimizer": {"lr": 3e-3}}
+    settings |= {"augmentation": {"mixup": 0, "cutmix": 0, "rand_augment": None}}
     run = tmp_path / "run"
     assert two_ranks.run(start, split, pretrained, run, None, settings) == [DONE] * 2
     measured = by_step(run, "evaluation", "top1", "top5", "loss", "images", "average_top1", "average_top5")
-    assert list(measured) == [4 * EPOCH, 8 * EPOCH, 12 * EPOCH]
-    assert measured[12 * EPOCH][0] > 0.5, "chance is one in six"
+    assert list(measured) == [8 * EPOCH, 16 * EPOCH]
+    assert measured[16 * EPOCH][0] > 0.5, "chance is one in six"
 
     plan = small_plan(split, pretrained, tmp_path / "again", **settings)
     assert plan.validation is not None
@@ -151,7 +154,7 @@ def test_it_learns_held_out_photographs_and_counts_them_exactly(
         loss = F.cross_entropy(logits, labels).item()
         shares = [(above < k).sum().item() / len(labels) for k in (1, 5)]
         found += [*shares, loss, len(labels)] if kind == "master" else shares
-    assert measured[12 * EPOCH] == pytest.approx(found, rel=1e-4)
+    assert measured[16 * EPOCH] == pytest.approx(found, rel=1e-4)
 
 
 def test_a_fine_tuned_run_is_a_start_as_well_without_its_head(
@@ -166,7 +169,10 @@ def test_a_fine_tuned_run_is_a_start_as_well_without_its_head(
     weights = state(first)
     assert not [key for key in weights if key.startswith("average")]
 
-    settings |= {"finetune": {"average": None, "classes": 9}, "optimizer": {"lr": 1e-30, "min_lr": 0}}
+    settings |= {
+        "finetune": {"average": None, "classes": 9},
+        "optimizer": {"lr": 1e-30, "min_lr": 0, "warmup_epochs": 0.1},
+    }
     assert one_rank.run(start, split, first, second, None, settings) == [DONE]
     for key, values in state(second).items():
         if key.startswith("master") and "head" not in key and "fc_norm" not in key:
