@@ -44,6 +44,7 @@ class Logbook:
         self._losses = StageLosses(len(plan.recipe.model.stage_blocks), device)
         self._forward = DeviceTimer(device)
         self.in_forward = self._forward.measuring
+        self._slow_before: set[tuple[int, str]] = set()
         self._hosts: list[str] = [""] * plan.ranks.world_size
         dist.all_gather_object(self._hosts, socket.gethostname())
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
@@ -107,8 +108,10 @@ class Logbook:
         if self._metrics:
             self._metrics.write("step", **event)
         self._console.step(event, plan.total_steps, (plan.total_steps - step) * speed["step_seconds"])
-        if slow:
-            self.say(describe_stragglers(slow))
+        again = [entry for entry in slow if (entry["rank"], entry["in"]) in self._slow_before]
+        self._slow_before = {(entry["rank"], entry["in"]) for entry in slow}
+        if again:  # in two log lines running: once may be chance
+            self.say(describe_stragglers(again))
         self._throughput.restart()
 
     def freeze(self, step: int, report: FreezeReport) -> None:
