@@ -13,7 +13,6 @@ import pytest
 from tests.cluster.lab import Lab
 from tests.distributed import REPOSITORY
 
-
 pytestmark = pytest.mark.slow
 
 
