@@ -23,6 +23,7 @@ from trainer.tracking.losses import StageLosses
 from trainer.tracking.metrics import Metrics, read_metrics
 from trainer.tracking.pace import DeviceTimer, by_node, describe_stragglers, gather_rows, stragglers
 from trainer.tracking.substitutions import Substitutions
+from trainer.tracking.rank_log import tell
 from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, memory_bytes
 
@@ -158,7 +159,7 @@ class Logbook:
         self._metrics.write("end", step=step)
         self.say("done\n\n" + summarise(events) + "\n")
         for picture in sorted((self._plan.output / "pictures").glob("*.png")):
-            print(f"picture: {picture}", flush=True)
+            tell(f"picture: {picture}")
 
     def close(self) -> None:
         if self._metrics:
