@@ -22,8 +22,8 @@ from trainer.tracking.console import Console
 from trainer.tracking.losses import StageLosses
 from trainer.tracking.metrics import Metrics, read_metrics
 from trainer.tracking.pace import DeviceTimer, by_node, describe_stragglers, gather_rows, stragglers
-from trainer.tracking.substitutions import Substitutions
 from trainer.tracking.rank_log import tell
+from trainer.tracking.substitutions import Substitutions
 from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, memory_bytes
 
