@@ -26,6 +26,7 @@ from trainer.tracking.console import Console, duration
 from trainer.tracking.losses import StageLosses
 from trainer.tracking.metrics import Metrics, read_metrics
 from trainer.tracking.pace import DeviceTimer, by_node, describe_stragglers, gather_rows, stragglers
+from trainer.tracking.rank_log import tell
 from trainer.tracking.substitutions import Substitutions
 from trainer.tracking.summary import summarise
 from trainer.tracking.throughput import Throughput, memory_bytes
@@ -56,6 +57,7 @@ class Logbook(ABC):
         self._losses = self._new_losses()
         self._forward = DeviceTimer(device)
         self.in_forward = self._forward.measuring
+        self._slow_before: set[tuple[int, str]] = set()
         self._hosts: list[str] = [""] * plan.ranks.world_size
         dist.all_gather_object(self._hosts, socket.gethostname())
         self._substitutions = Substitutions(read_metrics(plan.output) if self._metrics else [])
@@ -142,8 +144,10 @@ class Logbook(ABC):
         if self._metrics:
             self._metrics.write("step", **event)
         self._console.step(event, plan.total_steps, (plan.total_steps - step) * speed["step_seconds"])
-        if slow:
-            self.say(describe_stragglers(slow))
+        again = [entry for entry in slow if (entry["rank"], entry["in"]) in self._slow_before]
+        self._slow_before = {(entry["rank"], entry["in"]) for entry in slow}
+        if again:  # in two log lines running: once may be chance
+            self.say(describe_stragglers(again))
         self._throughput.restart()
 
     def saved(self, report: SaveReport) -> None:
@@ -170,7 +174,7 @@ class Logbook(ABC):
         self._metrics.write("end", step=step)
         self.say("done\n\n" + self._summary(events) + "\n")
         for picture in sorted((self._plan.output / "pictures").glob("*.png")):
-            print(f"picture: {picture}", flush=True)
+            tell(f"picture: {picture}")
 
     def close(self) -> None:
         if self._metrics:

@@ -8,9 +8,12 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
 from tests.cluster.lab import Lab
-from tests.launch.running import REPOSITORY
+from tests.distributed import REPOSITORY
+
+pytestmark = pytest.mark.slow
 
 
 def _interfaces() -> set[str]:
