@@ -1,10 +1,10 @@
 """What a trial costs up to a step: matmul FLOPs, counted from shapes and the freeze schedule."""
 
 from functools import cache
+from itertools import pairwise
 
 from studies.trials import BUDGETS, GLOBAL_BATCH, QUICK_BUDGETS, Trial
 from trainer.freezing.schedule import FreezeSchedule
-from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
 from trainer.plan import plan_schedule
 from trainer.recipe import Recipe, parse_recipe
@@ -16,8 +16,12 @@ STEPS_PER_EPOCH = 60_000 // GLOBAL_BATCH
 def flops(trial: Trial, stop: int | None = None) -> int:
     """Of the first `stop` steps, all unless given."""
     recipe, schedule = _planned(trial)
-    taken = schedule.total_steps if stop is None else stop
-    return sum(_step(recipe.model, schedule.frozen_units(step)) for step in range(taken))
+    end = schedule.total_steps if stop is None else stop
+    changes = sorted({step for step in schedule.freeze_steps() if step is not None and step < end})
+    return sum(
+        (after - before) * GLOBAL_BATCH * step_flops(recipe.model, schedule.frozen_units(before)).total
+        for before, after in pairwise([0, *changes, end])
+    )
 
 
 def unit(*, quick: bool = False) -> int:
@@ -26,10 +30,6 @@ def unit(*, quick: bool = False) -> int:
 
 
 @cache
-def _step(model: ModelConfig, frozen_units: int) -> int:
-    return GLOBAL_BATCH * step_flops(model, frozen_units).total
-
-
 def _planned(trial: Trial) -> tuple[Recipe, FreezeSchedule]:
     recipe = parse_recipe(trial.recipe(STEPS_PER_EPOCH), source=trial.name)
     return recipe, plan_schedule(recipe, STEPS_PER_EPOCH)

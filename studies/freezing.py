@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks.pages import at_least_one
 from launch.command import ArgumentParser, run_command
 from studies.cost import unit
 from studies.fashion_mnist import make_shards
@@ -21,6 +22,7 @@ from studies.picture import draw
 from studies.results import read_points
 from studies.runner import REPOSITORY, run_missing
 from studies.trials import BUDGETS, QUICK_BUDGETS, all_trials
+from trainer.errors import BadInput
 
 QUICK_IMAGES = 320
 WORK = REPOSITORY / "runs/studies"
@@ -29,8 +31,10 @@ WORK = REPOSITORY / "runs/studies"
 def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model on few images")
-    parser.add_argument("--seeds", type=int, default=3, help="of the main contrast (default: 3)")
-    parser.add_argument("--at-once", type=int, default=2, help="runs side by side, one thread each (default: 2)")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="of the main contrast (default: 3)")
+    parser.add_argument(
+        "--at-once", type=at_least_one, default=2, help="runs side by side, one thread each (default: 2)"
+    )
     parser.add_argument("--work", type=Path, default=WORK, help="folder of shards, runs and results (runs/studies)")
     parser.add_argument("--skip-training", action="store_true", help="judge and write what is there already")
     parser.add_argument("--output", type=Path, help="folder of study.md and study.png (docs; quick: beside the runs)")
@@ -39,17 +43,19 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(words)
-    quick = arguments.quick
-    shards = make_shards(
-        arguments.work / ("fashion_mnist_quick" if quick else "fashion_mnist"), QUICK_IMAGES if quick else None
-    )
-    folder = arguments.work / ("freezing_quick" if quick else "freezing")
+    quick, suffix = arguments.quick, "_quick" if arguments.quick else ""
+    folder = arguments.work / f"freezing{suffix}"
     output = arguments.output or (folder if quick else REPOSITORY / "docs")
+    if arguments.output and not output.is_dir():
+        raise BadInput(f"--output {output}: there is no such folder; make it")
+    shards = make_shards(arguments.work / f"fashion_mnist{suffix}", QUICK_IMAGES if quick else None)
     trials = all_trials(arguments.seeds, quick=quick)
     if not arguments.skip_training:
         run_missing(trials, shards, folder, at_once=arguments.at_once)
     judge_missing(trials, shards, folder)
     points = read_points(folder, trials)
+    if not points:
+        raise BadInput(f"{folder} holds no run that has ended: leave out --skip-training")
     cost = unit(quick=quick)
     budgets = QUICK_BUDGETS if quick else BUDGETS
     command = shlex.join(["python", "-m", "studies.freezing", *(sys.argv[1:] if words is None else words)])

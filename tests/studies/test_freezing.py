@@ -12,6 +12,7 @@ import pytest
 
 from studies.runner import REPOSITORY, TrialFailed, is_done, run_missing
 from studies.trials import POLICIES, QUICK_BUDGETS, Trial, all_trials
+from trainer.errors import BadInput
 from trainer.recipe import load_recipe
 from trainer.tracking.metrics import read_metrics
 
@@ -81,3 +82,14 @@ def test_a_run_is_done_once_it_has_told_of_its_end(tmp_path):
     assert not is_done(run)
     (run / "metrics.jsonl").write_text('{"event": "step", "step": 24}\n{"event": "end", "step": 24}\n')
     assert is_done(run)
+
+
+def test_a_run_of_another_recipe_is_refused(shards, tmp_path):
+    trial = Trial("cubic .8", 24, 0, quick=True)
+    (tmp_path / trial.name).mkdir()
+    (tmp_path / trial.name / "metrics.jsonl").write_text('{"event": "end", "step": 24}\n')
+    recipe = tmp_path / f"{trial.name}.yaml"
+    run_missing([trial], shards, tmp_path, at_once=1)  # nothing to do: it has ended
+    recipe.write_text(recipe.read_text().replace("t0: 0.8", "t0: 0.5"))
+    with pytest.raises(BadInput, match="made with another recipe"):
+        run_missing([trial], shards, tmp_path, at_once=1)
