@@ -244,7 +244,7 @@ def test_the_newest_whole_checkpoint_of_a_run_directory_is_found_past_damaged_on
         ({"master:w:0": torch.zeros(23), "exp_avg:w:0": torch.zeros(5)}, "exp_avg of w lacks elements from 5"),
         ({"master:w:0": torch.zeros(23, 1)}, "no fp32 part"),
         ({"master:w:0": torch.zeros(23, dtype=torch.float64)}, "no fp32 part"),
-        ({"master:v:0": torch.zeros(23)}, "no fp32 part of a parameter in the manifest"),
+        ({"master:v:0": torch.zeros(23)}, "no fp32 part of a tensor in the manifest"),
         ({"w": torch.zeros(23)}, "rank_00000.safetensors"),
     ],
 )

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,7 +93,9 @@ def test_a_run_goes_on_at_another_stage_and_world_size(
         assert freezes(again) == freezes(whole)
         weights = saved_weights(output)
         for name in final:
-            torch.testing.assert_close(weights[name], final[name], rtol=1e-4, atol=1e-5)
+            # a third of a qkv bias is the keys', whose true gradient is 0: AdamW blows up what rounding makes of it
+            atol = 1e-3 if name.endswith("qkv.bias") else 1e-5
+            torch.testing.assert_close(weights[name], final[name], rtol=1e-4, atol=atol)
 
 
 @pytest.mark.parametrize("stage", [pytest.param(2, marks=SLOW), 3])
@@ -122,7 +125,9 @@ def test_initial_units_never_train_and_are_saved_exactly(
     steps = [event for event in whole["events"] if event["event"] == "step"]
     assert {event["frozen_units"] for event in steps} == {2}
     assert all(event["lr"][:2] == [None, None] and event["loss_stages"][0] is None for event in steps)
-    final, drawn, trained = saved_weights(tmp_path / "whole"), *two_ranks.run(initial_weights, tmp_path / "whole")[0]
+    final = saved_weights(tmp_path / "whole")
+    arrays, trained = two_ranks.run(initial_weights, tmp_path / "whole")[0]
+    drawn = {name: torch.from_numpy(array) for name, array in arrays.items()}
     assert any((values.bfloat16().float() != values).any() for values in drawn.values()), "fp32, not rounded"
     assert all(torch.equal(final[name], values.flatten()) for name, values in drawn.items())
     assert steps[0]["trainable_parameters"] == trained
@@ -136,13 +141,14 @@ def test_initial_units_never_train_and_are_saved_exactly(
     assert all(torch.equal(weights[name], final[name]) for name in final)
 
 
-def initial_weights(run: Path) -> tuple[dict[str, torch.Tensor], int]:
-    """The frozen parameters as the run's seed draws them, and how many others there are."""
+def initial_weights(run: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The frozen parameters as the run's seed draws them, and how many scalars the others have. Arrays, since a rank
+    cannot send tensors."""
     from trainer.model.localmim import LocalMIM
     from trainer.recipe import load_recipe
 
     recipe = load_recipe(str(run / "recipe.yaml"), [], run)
     torch.manual_seed(recipe.train.seed)
     model = LocalMIM(recipe.model)
-    frozen = {name: p.detach() for name, p in model.named_parameters() if model.unit_of(name) < 2}
+    frozen = {name: p.detach().numpy() for name, p in model.named_parameters() if model.unit_of(name) < 2}
     return frozen, sum(p.numel() for name, p in model.named_parameters() if name not in frozen)
