@@ -17,7 +17,7 @@ from trainer.evaluation.linear import num_steps, probe_augmented, probe_cached
 from trainer.evaluation.probe import BatchNorm, Probe, ProbeAccuracy, ProbeSettings
 
 CLASSES, WIDTH = 6, 12
-SETTINGS = ProbeSettings(epochs=6, warmup_epochs=1, global_batch=32, rates=(0.3, 3.0, 30.0), pools=("mean",))
+SETTINGS = ProbeSettings(epochs=30, warmup_epochs=1, global_batch=32, rates=(0.03, 30.0, 100.0), pools=("mean",))
 
 
 def clusters(samples: int, seed: int, *, labelled: bool) -> Features:
@@ -132,7 +132,7 @@ def test_the_rate_warms_up_and_falls_to_zero_along_a_cosine() -> None:
     assert [probe.learning_rate(step) for step in (0, 1, 2, 6, 10)] == pytest.approx([0, 1, 2, 1, 0])
 
 
-AUGMENTED = ProbeSettings(epochs=8, warmup_epochs=1, global_batch=20, rates=(3.0, 30.0), seed=1)
+AUGMENTED = ProbeSettings(epochs=16, warmup_epochs=1, global_batch=20, rates=(30.0, 300.0), seed=1)
 
 
 def augmented(shards: Path) -> list[ProbeAccuracy]:

@@ -66,8 +66,8 @@ def evaluate_checkpoint(run: Path, shards: Path) -> list[dict[str, Any]]:
 def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(
     two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int, precision: str
 ) -> None:
-    plain = two_ranks.run(train, shards, tmp_path / "plain", stage, precision, False, timeout=300)
-    evaluated = two_ranks.run(train, shards, tmp_path / "evaluated", stage, precision, True, timeout=300)
+    plain = two_ranks.run(train, shards, tmp_path / "plain", stage, precision, False, timeout=600)
+    evaluated = two_ranks.run(train, shards, tmp_path / "evaluated", stage, precision, True, timeout=600)
     for without, with_them in zip(plain, evaluated, strict=True):
         assert without["state"].keys() == with_them["state"].keys()
         for kind in ("state", "weights"):
