@@ -16,10 +16,10 @@ State = dict[str, torch.Tensor]
 class HostMemory:
     """Host memory that this rank's state is copied into, kept from save to save.
 
-    As many bytes as the masters and moments that the rank owns: 12 for each trained parameter, divided over the ranks;
-    page-locked for an accelerator. Grown when a state does not fit, and otherwise never given back: page-locking
-    gigabytes takes seconds. The frozen weights' archive and a policy's reference are on the host and never written to,
-    so they are not copied."""
+    As many bytes as the masters and moments that the rank owns: 12 for each trained parameter, 16 with a moving
+    average, divided over the ranks; page-locked for an accelerator. Grown when a state does not fit, and otherwise
+    never given back: page-locking gigabytes takes seconds. The frozen weights' archive and a policy's reference are on
+    the host and never written to, so they are not copied."""
 
     def __init__(self) -> None:
         self._buffer = torch.empty(0)
