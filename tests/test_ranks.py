@@ -36,6 +36,8 @@ MPIRUN = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_W
          Ranks(0, 0, 2, 2, MET)),  # torchrun inside a Slurm job
         ({"RANK": "9", "WORLD_SIZE": "16", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "8", "SLURM_PROCID": "1",
           "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, Ranks(9, 1, 16, 8, MET)),  # one torchrun per srun task
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "TORCHELASTIC_MAX_RESTARTS": "3",
+          "TORCHELASTIC_USE_AGENT_STORE": "False"}, Ranks(0, 0, 2, 1, MET)),
         (MPIRUN, Ranks(3, 1, 4, 2, MET)),
         (MPIRUN | {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_LOCALID": "0"}, Ranks(3, 1, 4, 2, MET)),
     ],
@@ -54,6 +56,18 @@ def test_each_launcher_is_understood(environment, expected):
         (
             {"RANK": "2", "WORLD_SIZE": "4", "LOCAL_RANK": "2", "LOCAL_SIZE": "2", **RENDEZVOUS},
             "ranks on this machine, 2",
+        ),
+        (
+            {
+                "RANK": "0",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "0",
+                "LOCAL_WORLD_SIZE": "1",
+                "TORCHELASTIC_MAX_RESTARTS": "3",
+                "TORCHELASTIC_USE_AGENT_STORE": "True",
+                **RENDEZVOUS,
+            },
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
         ),
         (MPIRUN, "MASTER_ADDR is not set"),
         (MPIRUN | RENDEZVOUS | {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}, "mpirun started 4 tasks"),

@@ -71,6 +71,7 @@ def resolve_ranks(environment: Mapping[str, str]) -> Ranks:
         raise BadInput(f"launcher environment: rank {rank} is not below world size {world_size}; {_MEND}")
     if names is _COMMON:
         _refuse_lonely_tasks(environment, world_size)
+        _refuse_restarts_at_one_store(environment)
     local_world_size = _local_world_size(environment, names, world_size)
     if not 0 <= local_rank < local_world_size:
         whole = "world size" if local_world_size == world_size else "the number of ranks on this machine,"
@@ -112,6 +113,17 @@ def _refuse_lonely_tasks(environment: Mapping[str, str], world_size: int) -> Non
                 f"launcher environment: RANK is {rank} but {launcher} calls this task {its_rank}; unset RANK, "
                 f"WORLD_SIZE and LOCAL_RANK, and {launcher}'s own variables count"
             )
+
+
+def _refuse_restarts_at_one_store(environment: Mapping[str, str]) -> None:
+    """torchrun (of torch 2.14) gives restarted ranks the store of those before, where they read dead ranks' addresses:
+    they cannot connect, and fail again until no restart is left."""
+    restarts, one_store = environment.get("TORCHELASTIC_MAX_RESTARTS", "0"), "TORCHELASTIC_USE_AGENT_STORE"
+    if restarts != "0" and environment.get(one_store) == "True":
+        raise BadInput(
+            f"launcher environment: torchrun --max_restarts {restarts} fails to restart with a shared store; export "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun on every machine, with --rdzv_backend c10d"
+        )
 
 
 def _meeting_point(environment: Mapping[str, str], names: _Names) -> tuple[str, int]:

@@ -91,7 +91,7 @@ class Host:
 
     def run(self, *command: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
         process = self.start(command, environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
     def processes(self) -> Iterator[psutil.Process]:
@@ -208,7 +208,7 @@ def _namespace(pid: int, kind: str) -> str | None:
         return None  # it has ended
 
 
-def _wait_until(condition: Any, what: str, seconds: float = 30) -> None:
+def _wait_until(condition: Any, what: str, seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:

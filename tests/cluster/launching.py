@@ -51,7 +51,9 @@ class ClusterRun(Run):
         for name, ranks in slots.items():
             size = ["--nnodes", str(len(slots)), "--nproc_per_node", str(ranks), "--max_restarts", "2"]
             launcher = [str(BIN / "torchrun"), *size, *meeting]
-            process = self._start_on(self.lab.host(name), launcher, *overrides, ds_config=ds_config)
+            process = self._start_on(
+                self.lab.host(name), launcher, *overrides, ds_config=ds_config, TORCH_DISABLE_SHARE_RDZV_TCP_STORE="1"
+            )
             if name == first:
                 self._process = process
             else:
@@ -71,10 +73,12 @@ class ClusterRun(Run):
     def log(self, rank: int) -> str:
         return (self.directory / "logs" / f"rank_{rank:05d}.log").read_text()
 
-    def _start_on(self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path) -> Popen:
+    def _start_on(
+        self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path, **environment: str
+    ) -> Popen:
         command = [*launcher, *self.program(*overrides, ds_config=ds_config)]
         with self.output.open("a") as output:  # of all hosts
-            return host.start(command, environment_of_a_host(self.lab), stdout=output, stderr=output)
+            return host.start(command, environment_of_a_host(self.lab) | environment, stdout=output, stderr=output)
 
     def _children(self) -> list[psutil.Process]:
         return [process for host in self.lab.hosts for process in host.processes()]

@@ -40,7 +40,7 @@ def after(word: str, command: list[str]) -> list[str]:
 
 
 def test_every_documented_way_to_start_is_among_them() -> None:
-    assert {command[0] for command in COMMANDS} == {"python", "deepspeed", "torchrun", "sbatch", "docker"}
+    assert {command[0] for command in COMMANDS} == {"python", "deepspeed", "torchrun", "sbatch", "docker", "export"}
 
 
 @pytest.mark.parametrize("command", starting_with("torchrun"))
