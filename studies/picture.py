@@ -30,7 +30,7 @@ def draw(points: Sequence[Point], unit_cost: int, path: Path) -> None:
 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: int) -> None:
-    colours = dict(zip(POLICIES, ["black", *colormaps["tab10"].colors], strict=False))
+    colours = dict(zip(POLICIES, ["black", *colormaps["tab10"](range(10))], strict=False))
     for policy, colour in colours.items():
         ends = _by_cost([point for point in points if point.trial.policy == policy and point.is_last], measure)
         if ends:
