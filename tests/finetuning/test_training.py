@@ -43,7 +43,7 @@ def test_a_run_stopped_within_an_epoch_goes_on_to_the_bit(
     whole, halved = tmp_path / "whole", tmp_path / "halved"
     assert two_ranks.run(start, split, pretrained, whole, None, settings) == [DONE] * 2
     assert two_ranks.run(start, split, pretrained, halved, 4, settings) == [STOPPED] * 2
-    assert max(by_step(halved, "step")) == 4
+    assert 4 <= max(by_step(halved, "step")) < EPOCH  # the ranks agree on a stop while a step is under way
     assert two_ranks.run(start, split, pretrained, halved, None, settings) == [DONE] * 2
 
     ours, theirs = state(halved), state(whole)

@@ -34,7 +34,7 @@ def test_timm_reads_it_from_the_disk(folder: Path, run: tuple[Path, LocalMIM]) -
     model = timm.create_model(f"local-dir:{folder}", pretrained=True)
     assert_ours(model, run[1])
     data = timm.data.resolve_model_data_config(model)
-    assert (data["input_size"], data["mean"]) == ((3, 64, 64), (0.485, 0.456, 0.406))
+    assert (data["input_size"], tuple(data["mean"])) == ((3, 64, 64), (0.485, 0.456, 0.406))
 
 
 def test_timm_reads_it_as_from_the_hub(

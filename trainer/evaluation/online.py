@@ -17,8 +17,8 @@ from trainer.evaluation.on_shards import Extraction, knn_on_shards
 from trainer.evaluation.splits import Split
 from trainer.model.config import ModelConfig
 from trainer.plan import RunPlan
-from trainer.pretrained import build_vit, load_into
-from trainer.pretrained.weights import ENCODER_PARTS, from_localmim, last_norm
+from trainer.pretrained import Pretrained, build_vit, load_into
+from trainer.pretrained.weights import ENCODER_PARTS, encoder_of_localmim, last_norm
 
 
 class OnlineKnn:
@@ -59,5 +59,5 @@ def live_encoder(engine: FreezingEngine, config: ModelConfig, device: torch.devi
     weights = {name: weight.float() for name, weight in engine.whole_weights(names)}
     with torch.random.fork_rng(devices=[]):  # its initial weights are drawn, on the host; the run's numbers stay
         vit = build_vit(config, num_classes=0)
-    load_into(vit, from_localmim(config, weights, "the run", {}))
+    load_into(vit, Pretrained(config, encoder_of_localmim(config, weights), None, "the run"))
     return Encoder(vit, device, precision)

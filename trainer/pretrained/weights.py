@@ -63,11 +63,16 @@ def from_localmim(
 ) -> Pretrained:
     """From the parameters of a `LocalMIM` of this configuration. Raises `BadInput` unless they are exactly those."""
     require_weights(weights, parameter_shapes(config), source)
+    return Pretrained(config, encoder_of_localmim(config, weights), dict(weights), source, about)
+
+
+def encoder_of_localmim(config: ModelConfig, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`Pretrained.encoder`, from the encoder's parameters of a `LocalMIM` and its last stage's norm; others are left
+    out."""
     norm = last_norm(config)
     encoder = {name: tensor for name, tensor in weights.items() if name.startswith(ENCODER_PARTS)}
     encoder["pos_embed"] = sincos_positions(config.grid_size, config.width)
-    encoder |= {f"norm.{part}": weights[f"{norm}.{part}"] for part in ("weight", "bias")}
-    return Pretrained(config, encoder, dict(weights), source, about)
+    return encoder | {f"norm.{part}": weights[f"{norm}.{part}"] for part in ("weight", "bias")}
 
 
 def last_norm(config: ModelConfig) -> str:
