@@ -32,9 +32,7 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model on few images")
     parser.add_argument("--seeds", type=at_least_one, default=3, help="of the main contrast (default: 3)")
-    parser.add_argument(
-        "--at-once", type=at_least_one, default=2, help="runs side by side, a thread each (default: 2)"
-    )
+    parser.add_argument("--at-once", type=at_least_one, default=2, help="runs side by side, a thread each (default: 2)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of shards, runs and results (runs/studies)")
     parser.add_argument("--skip-training", action="store_true", help="judge and write what is there already")
     parser.add_argument("--output", type=Path, help="folder of study.md and study.png (docs; quick: beside the runs)")
