@@ -35,7 +35,7 @@ MODEL: dict[str, Any] = {
     "decoder_dim": 32,
     "decoder_heads": 2,
 }
-"""LocalMIM with its published stages and scales. Freezing saves about the same share of its matmul FLOPs as of ViT-B's."""
+"""LocalMIM with its published stages and scales. Freezing saves about as much of its matmul FLOPs as of ViT-B's."""
 
 TINY_MODEL = MODEL | {"embed_dim": 16, "num_heads": 2, "decoder_dim": 16}
 
