@@ -29,8 +29,11 @@ def _missing(trials: Iterable[Trial], folder: Path) -> Iterator[tuple[Trial, int
     for trial in trials:
         run, judged = folder / trial.name, read_judged(folder, trial)
         if is_done(run):
-            steps = [step_of(directory) for directory in list_checkpoints(run / "checkpoints")]
-            yield from ((trial, step) for step in steps if step >= CURVE_BEGINS * trial.steps and step not in judged)
+            steps = {step_of(directory) for directory in list_checkpoints(run / "checkpoints")}
+            wanted = (
+                {step for step in steps if step >= CURVE_BEGINS * trial.steps} if trial.has_curve else {trial.steps}
+            )
+            yield from ((trial, step) for step in sorted(wanted - judged.keys()))
 
 
 def _is_contrasted(trial: Trial, step: int) -> bool:

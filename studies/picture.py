@@ -40,7 +40,7 @@ def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: i
                 panel.plot([cost] * len(values), values, "o", color=colour, ms=3, alpha=0.5)
     curves = defaultdict(list)
     for point in points:
-        if point.trial.policy == "none":
+        if point.trial.has_curve:
             curves[point.trial.steps].append(point)
     labelled = False
     for curve in curves.values():

@@ -28,7 +28,7 @@ def made_up(trial: Trial, step: int) -> Accuracy:
 def points(tmp_path):
     trials = all_trials(3)
     for trial in trials:
-        stops = range(trial.steps // 2, trial.steps + 1, trial.every) if trial.policy == "none" else [trial.steps]
+        stops = range(trial.steps // 2, trial.steps + 1, trial.every) if trial.has_curve else [trial.steps]
         write_judged(tmp_path, trial, {step: made_up(trial, step) for step in stops})
     return read_points(tmp_path, trials)
 
