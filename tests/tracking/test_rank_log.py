@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.distributed import REPOSITORY
 
 PROGRAM = """
@@ -50,9 +52,11 @@ def test_a_restart_adds_to_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "rank_00001.log").read_text().count("=== rank 1 of 2") == 2
 
 
-def test_a_file_that_cannot_be_written_ends_nothing_and_says_nothing(tmp_path: Path) -> None:
-    (tmp_path / "rank_00001.log").symlink_to("/dev/full")
+@pytest.mark.parametrize("target", ["/dev/full", "/nowhere/at/all"])
+def test_a_file_that_cannot_be_written_ends_nothing_and_says_nothing(tmp_path: Path, target: str) -> None:
+    (tmp_path / "rank_00001.log").symlink_to(target)
     done = _run(tmp_path)
     assert "Logging error" not in done.stderr
-    assert "No space left" not in done.stderr
+    assert "OSError" not in done.stderr
+    assert "FileNotFound" not in done.stderr
     assert done.stderr.rstrip().endswith("RuntimeError: the end")

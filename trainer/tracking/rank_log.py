@@ -83,8 +83,17 @@ class _Console(logging.Handler):
 
 
 class _File(logging.FileHandler):
+    """What cannot be written is lost: a full disk is told of by the metrics, and ends no training."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, delay=True)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(OSError):
+            super().emit(record)
+
     def handleError(self, record: logging.LogRecord) -> None:
-        """Nothing: a full disk is told of by the metrics, and ends no training."""
+        """Errors of writing come here, those of opening the file to `emit`."""
 
 
 def _record(text: str) -> logging.LogRecord:
