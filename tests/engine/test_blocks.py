@@ -20,7 +20,7 @@ def assert_same_bits(found: list[Outcome], expected: list[Outcome]) -> None:
     "setting",
     [
         Setting(1, "fp32"),
-        Setting(3, "fp32"),
+        pytest.param(Setting(3, "fp32"), marks=pytest.mark.slow),
         pytest.param(Setting(0, "bf16"), marks=pytest.mark.slow),
         pytest.param(Setting(2, "bf16", clip=0.5), marks=pytest.mark.slow),
         pytest.param(Setting(3, "bf16"), marks=pytest.mark.slow),

@@ -41,7 +41,10 @@ def test_every_shipped_config_resolves_without_auto(path: Path) -> None:
     assert resolved.offload_optimizer == ("offload" in path.stem)
 
 
-@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path",
+    [pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if "offload" in path.stem else []) for path in SHIPPED],
+)
 def test_every_shipped_config_trains(two_ranks: RankPool, path: Path) -> None:
     for applied_updates in two_ranks.run(train_two_steps, json.loads(path.read_text()), timeout=500):
         assert applied_updates == 2

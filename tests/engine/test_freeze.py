@@ -86,6 +86,7 @@ def test_rebuilding_the_optimizer_changes_no_bit(two_ranks: RankPool, stage: int
     assert two_ranks.run(freezes.rebuilding_changes_nothing, setting) == [True, True]
 
 
+@pytest.mark.slow  # as all that need DeepSpeedCPUAdam, which a fresh machine compiles for minutes
 @pytest.mark.parametrize("stage", [1, 3])
 def test_rebuilding_an_offloaded_optimizer_changes_no_bit(two_ranks: RankPool, stage: int) -> None:
     two_ranks.run(build_cpu_adam, timeout=500)

@@ -30,7 +30,7 @@ def test_movements_are_those_of_the_blocks_on_the_references_inputs(two_ranks: R
     assert all(value and value > 1e-4 for unit, value in enumerate(told) if unit != 2)
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=str)
+@pytest.mark.parametrize("setting", [*SETTINGS[:2], pytest.param(SETTINGS[2], marks=SLOW)], ids=str)
 def test_blocks_that_stop_changing_are_frozen_on_all_ranks_and_others_are_not(
     two_ranks: RankPool, setting: Setting
 ) -> None:

@@ -41,7 +41,8 @@ def test_a_freeze_raises_memory_by_less_than_one_units_state(two_ranks: RankPool
             assert found.freed >= found.optimizer_bytes - kept - COLLECTIVES
 
 
-@pytest.mark.parametrize("stage", [1, pytest.param(2, marks=pytest.mark.slow), 3])
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
 def test_a_freeze_of_an_offloaded_optimizer_raises_memory_by_less_than_one_units_state(
     two_ranks: RankPool, stage: int
 ) -> None:

@@ -51,6 +51,7 @@ def test_resume_across_freezes_is_bit_exact(
             assert torch.equal(checkpoint.read(MASTER, name, 0, len(master)), torch.from_numpy(master))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", [1, 2, 3])
 def test_resume_of_an_offloaded_optimizer_is_exact_to_the_last_bits(
     two_ranks: RankPool, stage: int, tmp_path: Path

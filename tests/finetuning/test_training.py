@@ -34,7 +34,7 @@ def by_step(output: Path, event: str, *fields: str) -> dict[int, list[Any]]:
     return {e["step"]: [e[field] for field in fields] for e in read_metrics(output) if e["event"] == event}
 
 
-@pytest.mark.parametrize("stage", [1, 2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_run_stopped_within_an_epoch_goes_on_to_the_bit(
     two_ranks: RankPool, split: Path, pretrained: Path, tmp_path: Path, stage: int
 ) -> None:

@@ -26,7 +26,7 @@ def train(shards: Path, output: Path, stage: int, pictures_at: list[int]) -> byt
     return torch.get_rng_state().numpy().tobytes()
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("stage", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_pictures_during_a_run_change_no_bit_of_it(
     one_rank: RankPool, shards: Path, tmp_path: Path, stage: int
 ) -> None:
