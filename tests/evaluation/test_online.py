@@ -25,7 +25,16 @@ from trainer.recipe import parse_recipe
 from trainer.setup import FREE_TO_CHANGE
 from trainer.tracking.metrics import read_metrics
 
-TIMINGS = {"images_per_second", "step_seconds", "data_wait_seconds", "mfu", "memory_bytes", "seconds"}
+TIMINGS = {
+    "images_per_second",
+    "step_seconds",
+    "data_wait_seconds",
+    "mfu",
+    "memory_bytes",
+    "seconds",
+    "nodes",
+    "stragglers",
+}
 
 
 def without_timings(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -38,7 +47,7 @@ def without_timings(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def evaluate_checkpoint(run: Path, shards: Path) -> list[dict[str, Any]]:
     pretrained = load_pretrained(run)
-    assert pretrained.step == STEPS
+    assert pretrained.about["step"] == str(STEPS)
     vit = build_vit(pretrained.config, num_classes=0)
     load_into(vit, pretrained)
     index = ShardIndex.open(shards)

@@ -114,9 +114,7 @@ def masters_after_start(path: Path, stage: int) -> dict[str, tuple[int, np.ndarr
     return {f.name: (f.start, f.master.numpy().copy()) for f in engine.fragments(owned_only=True)}
 
 
-@pytest.mark.parametrize(
-    "stage", [pytest.param(0, marks=pytest.mark.slow), pytest.param(1, marks=pytest.mark.slow), 2, 3]
-)
+@pytest.mark.parametrize("stage", [*(pytest.param(stage, marks=pytest.mark.slow) for stage in (0, 1)), 2, 3])
 def test_two_ranks_start_from_the_weights_at_every_zero_stage(
     stage: int, two_ranks: RankPool, run: tuple[Path, LocalMIM]
 ) -> None:
