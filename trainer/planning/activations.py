@@ -107,7 +107,7 @@ def working_bytes(
 ) -> int:
     """What a micro-batch needs at its peak beyond `saved_activation_bytes`, rounded up to the larger of its phases.
 
-    Before anything is saved, the targets are made: HOG in 28 bytes for each pixel and channel, beside the masks. Later
+    Before anything is saved, the targets are made, HOG in 28 bytes for each pixel and channel, beside the masks. Later
     come the pixels and targets beside the saved tensors, the errors of the losses and their gradients, the widest
     gradient of the decoders, and where blocks are checkpointed the one that is recomputed. The images, uint8, count
     as many times as `trainer.device_feed` has micro-batches on an accelerator at once."""
@@ -131,11 +131,24 @@ def working_bytes(
         hidden = (1 + config.num_kept) * int(config.width * config.mlp_ratio) * size
         beside.append(encoder_block_bytes(config, precision) + hidden)
     masking = config.num_patches * (_INT64 + _FLOAT32) + (1 + config.num_kept) * _INT64
-    peak = max(micro_batch * (_TARGET_PHASE[config.target] * channels + masking), saved + micro_batch * max(beside))
+    making_targets = _target_phase(config, frozen_units) + masking
+    peak = max(micro_batch * making_targets, saved + micro_batch * max(beside))
     return peak - saved + MICRO_BATCHES_AT_ONCE * micro_batch * channels
+
+
+def _target_phase(config: ModelConfig, frozen_units: int) -> int:
+    """Bytes in use while the targets of one image are made."""
+    channels = 3 * config.image_size**2
+    if config.target == "hog":
+        return _HOG_PHASE * channels
+    live = zip(config.stage_blocks, config.stage_scales, strict=True)
+    finest = max(scale for block, scale in live if block >= frozen_units - 1)
+    return _PIXEL_PHASE * channels + _CELL_PHASE * int(config.num_patches * finest**2) * config.cell_values
 
 
 MICRO_BATCHES_AT_ONCE = 4
 """The one that computes, two that are ready, and for a moment the one before."""
-_TARGET_PHASE = {"hog": 28, "pixels": 20}
-"""Bytes that making the targets has in use at once for each pixel and channel, the fp32 pixels among them."""
+_HOG_PHASE = 28
+"""Bytes that making the histograms has in use at once for each pixel and channel, the fp32 pixels among them."""
+_PIXEL_PHASE, _CELL_PHASE = 10, 16
+"""The same of pixel targets: for each pixel and channel, and for each value of the finest cells."""
