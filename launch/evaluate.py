@@ -20,6 +20,8 @@ from launch.command import ArgumentParser, run_command
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    # the deepspeed launcher puts it before the method
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     methods = parser.add_subparsers(dest="method", required=True, metavar="{knn,linear}")
     knn = methods.add_parser("knn", help="exact cosine k-NN, votes weighted by exp(similarity / temperature)")
     _add_common(knn)
@@ -67,7 +69,6 @@ def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-val", type=_positive, help="the same for held-out samples")
     parser.add_argument("--output", type=Path, help="JSON file to write")
     parser.add_argument("--overwrite", action="store_true", help="replace --output if it exists")
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)  # the deepspeed launcher adds it
 
 
 def _positive(text: str) -> int:
