@@ -65,7 +65,7 @@ def test_every_launcher_gives_the_same_figures(run: Path, painted: Path, tmp_pat
         results.append(json.loads((tmp_path / f"{launcher}.json").read_text()))
     assert [result["world_size"] for result in results] == [1, 2]
     assert results[0]["results"] == results[1]["results"]
-    small = ["--epochs", 10, "--warmup-epochs", 1, "--global-batch", 20]
+    small = ["--epochs", 16, "--warmup-epochs", 1, "--global-batch", 20, "--rates", 30, 300]
     for name, views in {"augmented": [], "cached": ["--cached"]}.items():
         output = tmp_path / f"{name}.json"
         launched("deepspeed", "linear", *common, *small, *views, "--output", output)
