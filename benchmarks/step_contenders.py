@@ -11,7 +11,6 @@ from torch import Tensor
 
 from benchmarks.freezing_cases import resolved_config
 from benchmarks.plain_step import PlainLocalMIM, PlainTraining
-from trainer.engine.adamw import BlockwiseAdamW
 from trainer.engine.config import OptimizerConfig
 from trainer.engine.ds_config import Precision
 from trainer.engine.engine import FreezingEngine
@@ -70,14 +69,10 @@ def bare_step(config: ModelConfig, weights: Mapping[str, Tensor]) -> Step:
     model = LocalMIM(config)
     model.load_state_dict(weights)
     groups = [
-        {
-            "params": list(group.parameters),
-            "lr": RATE,
-            "weight_decay": OPTIMIZER.weight_decay if group.decayed else 0.0,
-        }
+        {"params": list(group.parameters), "weight_decay": OPTIMIZER.weight_decay if group.decayed else 0.0}
         for group in parameter_groups(model)
     ]
-    optimizer = BlockwiseAdamW(groups, betas=OPTIMIZER.betas, eps=OPTIMIZER.eps)
+    optimizer = torch.optim.AdamW(groups, lr=RATE, betas=OPTIMIZER.betas, foreach=True)
 
     def step(batch: Batch) -> None:
         loss, _ = model(batch.images, batch.noise)

@@ -12,7 +12,7 @@ from tests.engine.cases import Setting, engine_for, new_model, train_step
 from tests.engine.localmim_case import CONFIG
 from tests.loop.small_training import small_plan, small_training
 from tests.loop.waiting import BetweenDevices, Wait, host_waits
-from trainer.engine import adamw as adamw_module
+from trainer.engine import engine as engine_module
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
 from trainer.tracking.losses import StageLosses
@@ -38,8 +38,8 @@ def waits_of_updates(setting: Setting) -> tuple[list[Wait], int]:
     """Two updates of AdamW as it is on CUDA, some time after a freeze, and how many groups trained. Runs on a rank.
 
     For two passes after it DeepSpeed notes in which order ZeRO-3's modules come, and compares that over the ranks."""
-    step, fused = 0, adamw_module._fused
-    adamw_module._fused = lambda: True
+    step, fused = 0, engine_module._fused
+    engine_module._fused = lambda: True
     try:
         with engine_for(new_model(), setting) as engine:
             engine.freeze(1)
@@ -50,7 +50,7 @@ def waits_of_updates(setting: Setting) -> tuple[list[Wait], int]:
                     train_step(engine, step)
             return found, len(engine._groups)
     finally:
-        adamw_module._fused = fused
+        engine_module._fused = fused
 
 
 @pytest.mark.parametrize(
@@ -75,15 +75,15 @@ def waits_of_a_run(shards: Path, output: Path) -> list[Wait]:
         train={"epochs": STEPS / 18, "micro_batch": 4}, optimizer={"warmup_epochs": 0.1},
         tracking={"log_every": LOG_EVERY, "pictures": "never"}, checkpoint={"every_steps": 0, "every_epochs": 0},
     )  # fmt: skip
-    fused = adamw_module._fused
-    adamw_module._fused = lambda: True
+    fused = engine_module._fused
+    engine_module._fused = lambda: True
     try:
         with small_training(plan) as training, host_waits(lambda: training.step) as found:
             training.run()
             assert training.model.frozen_units >= 2
             assert training.step == STEPS
     finally:
-        adamw_module._fused = fused
+        engine_module._fused = fused
     return found
 
 

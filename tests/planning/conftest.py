@@ -11,9 +11,3 @@ from tests.distributed import RankPool
 def two_ranks() -> Iterator[RankPool]:
     with RankPool(2) as ranks:
         yield ranks
-
-
-@pytest.fixture(scope="session")
-def one_rank() -> Iterator[RankPool]:
-    with RankPool(1) as ranks:
-        yield ranks

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -13,8 +12,6 @@ from tests.engine.localmim_case import CONFIG, batch
 from trainer.engine.engine import FreezingEngine
 from trainer.model.localmim import LocalMIM
 from trainer.planning.memory import StepMemory, optimizer_bytes, step_memory
-from trainer.planning.parameter_use import planned_use
-from trainer.planning.reductions import bucket_fills
 
 
 @dataclass(frozen=True)
@@ -51,29 +48,6 @@ def memory_by_frozen_units(setting: Setting, looked_into: Sequence[int]) -> list
             _step(engine, 0)
             _step(engine, 1)
             found.append(_measured(engine, frozen_units in looked_into))
-    return found
-
-
-def fills_by_frozen_units(setting: Setting) -> list[tuple[list[int], list[int]]]:
-    """The elements that each reduction of a micro-batch reduces, with 0, 1, … units frozen, and those planned."""
-    torch.manual_seed(0)
-    model = LocalMIM(CONFIG)
-    found = []
-    with engine_for(model, setting) as engine:
-        for frozen_units in range(model.num_units):
-            if frozen_units:
-                engine.freeze(frozen_units)
-            wrapper = engine._engine.optimizer
-            average, fills = wrapper.average_tensor, []
-
-            def watch(tensor: torch.Tensor, *args: Any, average=average, fills=fills) -> None:
-                fills.append(tensor.numel())
-                average(tensor, *args)
-
-            wrapper.average_tensor = watch
-            _step(engine, 0)
-            bucket = engine.resolved.config["zero_optimization"]["reduce_bucket_size"]
-            found.append((fills, bucket_fills(planned_use(CONFIG, frozen_units), bucket)))
     return found
 
 

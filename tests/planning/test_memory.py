@@ -6,11 +6,10 @@ import pytest
 
 from tests.distributed import RankPool
 from tests.engine.cases import Setting
-from tests.planning.measured_memory import Measured, fills_by_frozen_units, memory_by_frozen_units
+from tests.planning.measured_memory import Measured, memory_by_frozen_units
 from trainer.engine.ds_config import resolve_ds_config
 from trainer.model.config import ModelConfig
 from trainer.planning.memory import StepMemory, step_memory
-from trainer.planning.reductions import most_during_reductions
 
 SMALL_CHANGE = 1e-3
 """AdamW's counters of steps and the gradient norms are not planned for: under a thousandth even of this tiny model."""
@@ -25,28 +24,6 @@ OFFLOADED = [Setting(stage, precision, offload=True) for stage, precision in pro
 @pytest.mark.parametrize("setting", FAST, ids=str)
 def test_planned_bytes_equal_those_of_two_ranks(two_ranks: RankPool, setting: Setting) -> None:
     check(two_ranks.run(memory_by_frozen_units, setting, (0, 2)), setting)
-
-
-@pytest.mark.parametrize("setting", [Setting(1, "bf16", accumulation=2), Setting(2, "fp32")], ids=str)
-def test_planned_bytes_equal_those_of_one_rank_which_has_no_bucket(one_rank: RankPool, setting: Setting) -> None:
-    check(one_rank.run(memory_by_frozen_units, setting, (0, 2)), setting, buckets=0)
-
-
-@pytest.mark.parametrize("stage", [1, 2])
-def test_buckets_are_reduced_with_the_content_that_is_planned(two_ranks: RankPool, stage: int) -> None:
-    for found, expected in two_ranks.run(fills_by_frozen_units, Setting(stage, "fp32"))[0]:
-        assert found == expected
-        assert len(found) > 2
-
-
-def test_the_worst_reduction_is_found() -> None:
-    fills = {"fills": [50, 30], "size": 2}
-    first, last = 2 * 50 + 800 * 30 // 80, 2 * 30 + 70
-    assert most_during_reductions(**fills, own=70, held=0, in_backward=800, stays=False) == first
-    assert most_during_reductions(**fills, own=70, held=0, in_backward=0, stays=False) == last
-    assert most_during_reductions(**fills, own=300, held=9, in_backward=800, stays=False) == 9 + 300 + 300
-    assert most_during_reductions(**fills, own=70, held=0, in_backward=800, stays=True) == 2 * 50 + 2 * 30
-    assert most_during_reductions([40], size=2, own=70, held=0, in_backward=800, stays=False) == 80
 
 
 @pytest.mark.slow
@@ -70,8 +47,7 @@ def test_planned_bytes_of_an_offloaded_optimizer_equal_those_of_two_ranks(
             assert measured.held.after_backward == pytest.approx(expected, rel=5 * SMALL_CHANGE)
 
 
-def check(by_rank: list[list[Measured]], setting: Setting, buckets: int | None = None) -> None:
-    """`buckets`: bytes that are there between the steps; None: what `setting` says."""
+def check(by_rank: list[list[Measured]], setting: Setting) -> None:
     for measured in [measured for rank in by_rank for measured in rank]:
         assert measured.optimizer == measured.planned_optimizer
         assert measured.planned.moments == measured.optimizer * 2 // 3
@@ -79,8 +55,7 @@ def check(by_rank: list[list[Measured]], setting: Setting, buckets: int | None =
     for at_a_count in zip(*by_rank, strict=True):
         looked_into = [measured for measured in at_a_count if measured.held]
         if looked_into:
-            worst = max(looked_into, key=held_after_backward)
-            check_held(worst, setting, bucket_bytes(setting) if buckets is None else buckets)
+            check_held(max(looked_into, key=held_after_backward), setting)
 
 
 def held_after_backward(measured: Measured) -> int:
@@ -88,11 +63,11 @@ def held_after_backward(measured: Measured) -> int:
     return measured.held.after_backward
 
 
-def check_held(measured: Measured, setting: Setting, bucket: int) -> None:
+def check_held(measured: Measured, setting: Setting) -> None:
     held, planned = measured.held, measured.planned
     assert held is not None
     state = planned.parameters + planned.gradients + planned.masters + planned.moments
-    buckets = bucket if setting.stage in (1, 3) else 0  # stage 2 has given its bucket back
+    buckets = bucket_bytes(setting) if setting.stage in (1, 3) else 0  # stage 2 has given its bucket back
     assert held.after_backward == pytest.approx(state + buckets, rel=SMALL_CHANGE)
     if setting.stage == 3:
         most = planned.activations + planned.buffers - bucket_bytes(setting)

@@ -18,12 +18,10 @@ ZeRO stage   precision wrapper                     masters
 ===========  ========  ==========================  ====================================================
 """
 
-from trainer.engine.internals.one_rank import leave_gradients_of_one_rank
 from trainer.engine.internals.rebuild import detach_frozen, rebuild_wrapper, undo_constructor_step
 from trainer.engine.internals.start import (
     TESTED_DEEPSPEED,
     give_world_group_timeout,
-    let_zero_take,
     skip_shared_memory_op,
     warn_if_untested,
 )
@@ -49,8 +47,6 @@ __all__ = [
     "detach_frozen",
     "give_world_group_timeout",
     "inner_optimizer",
-    "leave_gradients_of_one_rank",
-    "let_zero_take",
     "locate",
     "loss_scaler_state",
     "masters",

@@ -5,7 +5,6 @@ from datetime import timedelta
 
 import deepspeed
 import torch
-from deepspeed.runtime.zero.utils import ZERO_SUPPORTED_OPTIMIZERS
 from deepspeed.utils import groups as process_groups
 
 TESTED_DEEPSPEED = "0.19.8"
@@ -38,11 +37,3 @@ def give_world_group_timeout(timeout: timedelta) -> None:
     DeepSpeed would make this clone of the world group itself, and torch would give it a timeout of its own: 10 minutes
     on NCCL, whatever `init_process_group` was told."""
     process_groups._WORLD_GROUP = torch.distributed.new_group(timeout=timeout)
-
-
-def let_zero_take(optimizer: type[torch.optim.Optimizer]) -> None:
-    """Have ZeRO wrap this kind of optimizer, which is one of those that it knows under another name.
-
-    It asks a list of exact types. The public switch, ``zero_allow_untested_optimizer``, is the user's to set."""
-    if optimizer not in ZERO_SUPPORTED_OPTIMIZERS:
-        ZERO_SUPPORTED_OPTIMIZERS.append(optimizer)
