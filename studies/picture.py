@@ -30,8 +30,8 @@ def draw(points: Sequence[Point], unit_cost: int, path: Path) -> None:
 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: int) -> None:
-    colours = dict(zip(POLICIES, ["black", *colormaps["tab10"](range(10))], strict=False))
-    for policy, colour in colours.items():
+    for number, policy in enumerate(POLICIES):
+        colour = colormaps["tab10"](number - 1) if number else "black"
         ends = _by_cost([point for point in points if point.trial.policy == policy and point.is_last], measure)
         if ends:
             costs = [cost / unit_cost for cost in ends]
