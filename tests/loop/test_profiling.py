@@ -78,7 +78,8 @@ def test_profiled_steps_are_on_disk_by_phase_and_the_training_is_the_same_to_the
         inside = [e["name"] for e in ranges if whole["ts"] <= e["ts"] < whole["ts"] + whole["dur"]]
         assert {name: inside.count(name) for name in PHASES} == dict.fromkeys(PHASES, 2)  # micro-batches
         assert ("freeze" in inside) == (step == freeze)
-    assert any(e["name"] == "aten::addmm" for e in first)
+    # a process that had an engine of ZeRO-3 before keeps DeepSpeed's linear layers, which multiply by matmul
+    assert any(e["name"] in ("aten::addmm", "aten::matmul") for e in first)
     memory = [e["args"]["bytes"] for e in first if e["ph"] == "C" and e["name"] == "allocated bytes, host"]
     assert max(memory) > 100_000, "the activations of a micro-batch"
 
