@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-exhaustive check bench soak clean
+.PHONY: install demo test test-slow test-cluster test-exhaustive check bench soak clean
 
 install: .venv/.installed ## .venv with the package and its tools, nothing else
 
@@ -10,10 +10,13 @@ demo: .venv/.demo ## photographs -> shards -> two ranks through every freeze -> 
 	bash launch/demo.sh
 
 test: .venv/.test ## the tests, on real ranks; no GPU and no network needed
-	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m "not slow and not exhaustive"
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m "not slow and not exhaustive and not cluster"
 
 test-slow: .venv/.test ## matrices, real launchers, real kills
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m slow
+
+test-cluster: .venv/.test ## launchers on several hosts made of namespaces; root, and the packages that docs/cluster.md names
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m cluster
 
 test-exhaustive: .venv/.test ## the rows of the matrices that neither of the above runs
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m exhaustive

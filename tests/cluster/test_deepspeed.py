@@ -12,7 +12,7 @@ from tests.cluster.launching import LENGTH, ClusterRun
 from tests.launch.running import Run, assert_same_run
 from trainer.checkpoint.manifest import list_checkpoints, step_of
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 HANG = "train.hang_timeout=30s"
 BOTH = {"node-1": 1, "node-2": 1}

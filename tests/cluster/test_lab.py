@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.lab import Lab
 from tests.distributed import REPOSITORY
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def _interfaces() -> set[str]:

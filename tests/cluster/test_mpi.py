@@ -9,7 +9,7 @@ import pytest
 from tests.cluster.lab import Lab
 from tests.cluster.launching import environment_of_a_host
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @pytest.mark.skipif(shutil.which("mpirun") is None, reason="no mpirun here: apt-get install openmpi-bin")

@@ -12,7 +12,7 @@ from tests.cluster.launching import LENGTH, ClusterRun
 from tests.cluster.slurm import Slurm, why_no_slurm
 from tests.launch.running import Run, assert_same_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 @pytest.fixture(scope="module")

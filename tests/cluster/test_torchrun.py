@@ -9,7 +9,7 @@ from tests.cluster.lab import Lab
 from tests.cluster.launching import LENGTH, ClusterRun
 from tests.launch.running import Run, assert_same_run
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.cluster
 
 
 def test_ranks_that_lost_one_are_started_again_and_resume(
