@@ -26,7 +26,7 @@ ROWS = (
 )
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_command_measures_every_row_and_writes_the_page(tiles: Path, tmp_path: Path):
     page = tmp_path / "page.md"
     command = [sys.executable, "-m", "benchmarks.data", "--quick", "--corpus", str(tiles), "--output", str(page)]

@@ -99,7 +99,7 @@ def test_a_run_that_ends_before_its_turn_does_is_told_with_what_it_printed(corpu
         run.go_on_until(1)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_command_measures_every_part_and_writes_the_page(
     tiles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -10,7 +10,7 @@ from benchmarks.rebatch import QUICK, main, sent_bytes, slowest, steps_by_frozen
 from benchmarks.rounds import Costs
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_command_measures_both_tables_and_writes_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     page = tmp_path / "page.md"
     assert main(["--quick", "--output", str(page)]) == 0

@@ -7,7 +7,7 @@ import pytest
 from benchmarks.rebuild import main
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_benchmark_has_a_row_for_every_layout(tmp_path: Path) -> None:
     page = tmp_path / "rebuild.md"
     assert main(["--quick", "--ranks", "1", "--stages", "0", "1", "--output", str(page)]) == 0

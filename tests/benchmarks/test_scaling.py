@@ -7,7 +7,7 @@ import pytest
 from benchmarks.scaling import QUICK, main, sections
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_traffic_table_counts_what_the_plan_says_at_every_frozen_count_and_stage() -> None:
     (section,) = sections(QUICK, ["traffic"], None)
     page = section.markdown()
@@ -16,7 +16,7 @@ def test_the_traffic_table_counts_what_the_plan_says_at_every_frozen_count_and_s
     assert "planned:" not in page
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_one_command_measures_every_row_and_writes_the_page(tiles: Path, tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     assert main(["--quick", "--corpus", str(tiles), "--output", str(page)]) == 0

@@ -102,7 +102,7 @@ def test_attention_flops_are_those_that_the_cost_model_counts() -> None:
     assert step_flops(config, 0).total - attention_flops(config) == pytest.approx(30.07e9, rel=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_quick_run_prints_and_writes_the_tables(tmp_path: Path) -> None:
     page = tmp_path / "step.md"
     command = [sys.executable, "-m", "benchmarks.step", "--quick", "--output", str(page)]
