@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP := .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: install demo test test-slow test-cluster test-exhaustive check bench soak clean
+.PHONY: install demo test test-slow test-cluster test-exhaustive check bench study soak clean
 
 install: .venv/.installed ## .venv with the package and its tools, nothing else
 
@@ -25,6 +25,9 @@ bench: .venv/.test ## side-by-side tables, long, on a quiet machine; each is a c
 	OMP_NUM_THREADS=1 DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.data
 	for topic in checkpoint step freezing rebuild rebatch compile scaling; do \
 	    DS_ACCELERATOR=cpu .venv/bin/python -m benchmarks.$$topic || exit 1; done
+
+study: .venv/.test ## does freezing pay, at equal cost? Hours; goes on where it was
+	DS_ACCELERATOR=cpu .venv/bin/python -m studies.freezing
 
 soak: .venv/.test ## an hour of kills, damage and changed layouts against uninterrupted runs
 	DS_ACCELERATOR=cpu .venv/bin/python -m tests.soak --minutes $(or $(MINUTES),60)
