@@ -22,7 +22,7 @@ def draw(points: Sequence[Point], unit_cost: int, path: Path) -> None:
     panels = figure.subplots(1, len(MEASURES))
     for panel, (measure, name) in zip(panels, MEASURES.items(), strict=True):
         _draw_panel(panel, points, measure, unit_cost)
-        panel.set_xlabel("matmul FLOPs of the run, over those of the shortest unfrozen budget")
+        panel.set_xlabel("cost in matmul FLOPs")
         panel.set_ylabel(f"{name}, % of held-out images")
         panel.spines[["top", "right"]].set_visible(False)
     panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
@@ -48,7 +48,7 @@ def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: i
         if len(stops) > 1:
             label = None if labelled else "none, stopped early"
             costs = [cost / unit_cost for cost in stops]
-            panel.plot(costs, [mean(values) for values in stops.values()], "--", color="grey", lw=1, label=label)
+            panel.plot(costs, [mean(values) for values in stops.values()], "--.", color="grey", lw=1, ms=4, label=label)
             labelled = True
 
 
