@@ -30,7 +30,9 @@ def test_movements_are_those_of_the_blocks_on_the_references_inputs(two_ranks: R
     assert all(value and value > 1e-4 for unit, value in enumerate(told) if unit != 2)
 
 
-@pytest.mark.parametrize("setting", [*SETTINGS[:2], pytest.param(SETTINGS[2], marks=SLOW)], ids=str)
+@pytest.mark.parametrize(
+    "setting", [SETTINGS[0], *(pytest.param(setting, marks=SLOW) for setting in SETTINGS[1:])], ids=str
+)
 def test_blocks_that_stop_changing_are_frozen_on_all_ranks_and_others_are_not(
     two_ranks: RankPool, setting: Setting
 ) -> None:
@@ -98,7 +100,8 @@ def test_a_run_goes_on_at_another_stage_and_world_size(
             torch.testing.assert_close(weights[name], final[name], rtol=1e-4, atol=atol)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=SLOW), 3])
+@SLOW
+@pytest.mark.parametrize("stage", [2, 3])
 def test_measuring_changes_nothing_else(two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int) -> None:
     never = PLASTICITY | {"patience": 1000}
     rare = {"checkpoint": {"every_steps": 0, "every_epochs": 0}, "train": {"epochs": 10 / 18, "global_batch": 8}}
@@ -115,7 +118,8 @@ def run_without(shards: Path, output: Path, ds_config: dict, freezing: dict, cha
     return train(shards, output, ds_config, freezing, None, **changes)
 
 
-@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("stage", [2, 3])
 def test_initial_units_never_train_and_are_saved_exactly(
     two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int
 ) -> None:

@@ -30,6 +30,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
         return run
 
 
+@pytest.mark.slow
 def test_a_run_whose_time_is_up_saves_and_can_go_on(run: Run) -> None:
     run.start("python", "train.stop_after=1s", "train.epochs=1")  # it takes longer to start
     assert run.end() == 75

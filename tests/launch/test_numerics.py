@@ -17,6 +17,7 @@ def run(tmp_path: Path, shards: Path) -> Iterator[Run]:
         yield run
 
 
+@pytest.mark.slow
 def test_bad_steps_are_counted_and_training_goes_on_until_there_are_too_many_in_a_row(run: Run) -> None:
     run.start("python", "train.max_bad_steps=3", "checkpoint.every_steps=4", fault="nan:4-5")
     run.wait_for_step(8)

@@ -82,6 +82,7 @@ def test_the_pictures_are_in_tensorboard(reference: Run) -> None:
     assert "learning_rate/unit_04" in board.Tags()["scalars"]
 
 
+@pytest.mark.slow
 def test_a_run_killed_after_a_freeze_resumes_to_the_same_bits(run: Run, reference: Run) -> None:
     first_freeze = next(e["step"] for e in reference.events() if e["event"] == "freeze")
     run.start("deepspeed")
@@ -120,6 +121,7 @@ def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and
         assert all(a == pytest.approx(b, rel=2e-4) for a, b in live)
 
 
+@pytest.mark.slow
 def test_a_run_whose_deepspeed_command_is_terminated_saves_and_leaves_nothing_behind(run: Run) -> None:
     run.start("deepspeed")
     run.wait_for_step(12)
