@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import yaml
 
@@ -30,8 +31,9 @@ def run_missing(trials: Sequence[Trial], shards: Path, folder: Path, *, at_once:
     for trial in trials:
         _write_recipe(trial, steps_per_epoch, folder / trial.name)
     missing = [folder / trial.name for trial in trials if not is_done(folder / trial.name)]
+    failed = Event()
     with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(_run, shards, run) for run in missing]
+        futures = [pool.submit(_run_unless, failed, shards, run) for run in missing]
         try:
             for future in futures:
                 future.result()
@@ -53,6 +55,17 @@ def _write_recipe(trial: Trial, steps_per_epoch: int, run: Path) -> None:
 
 def _beside(run: Path, ending: str) -> Path:
     return run.with_name(run.name + ending)  # with_suffix would cut at the dot of "0.8"
+
+
+def _run_unless(failed: Event, shards: Path, run: Path) -> None:
+    """Nothing is started after a failure, which a thread of the pool would do before the main thread hears of it."""
+    if failed.is_set():
+        return
+    try:
+        _run(shards, run)
+    except BaseException:
+        failed.set()
+        raise
 
 
 def _run(shards: Path, run: Path) -> None:
