@@ -102,10 +102,11 @@ def shows(row: Row) -> list[tuple]:
     """What a row has that others have, too: its setting, its place, and each thing that changes."""
     then, now = row.then.setting, row.now.setting
     return [
-        ("setting", then.stage, then.precision, then.offload, row.then == row.now),
-        ("place", row.save_before),
+        ("setting", then.stage, then.precision),
+        ("offload", then.stage, then.offload),
+        ("place", row.save_before, row.then == row.now),
         ("ranks", row.then.ranks, row.now.ranks),
-        ("stages", then.stage, now.stage),
+        ("another stage", now.stage, then.stage != now.stage),
         ("pieces", then.pieces, now.pieces),
     ]
 

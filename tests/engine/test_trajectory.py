@@ -19,8 +19,9 @@ def shows(setting: Setting) -> list[tuple]:
     """What a setting has that others have, too."""
     return [
         (setting.stage, setting.precision),
-        (setting.stage, setting.clip, setting.accumulation),
-        (setting.precision, setting.clip, setting.accumulation),
+        (setting.stage, setting.clip),
+        (setting.stage, setting.accumulation),
+        (setting.clip, setting.accumulation),
     ]
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.covering import slow_and_exhaustive
 from tests.distributed import RankPool
 from tests.engine.cases import Setting
 from tests.planning import counted_steps
@@ -73,8 +74,9 @@ def test_activation_checkpointing_is_planned_for(two_ranks: RankPool, reuse_dist
     assert_planned_as_counted(two_ranks.run(counted_steps.localmim_steps, Setting(3, "fp32"), keys, True, timeout=300))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", MATRIX, ids=str)
+@pytest.mark.parametrize(
+    "setting", slow_and_exhaustive(MATRIX, lambda setting: [setting.stage, setting.precision, (setting.accumulation,)])
+)
 def test_planned_traffic_equals_what_four_ranks_send(four_ranks: RankPool, setting: Setting) -> None:
     assert_planned_as_counted(four_ranks.run(counted_steps.small_vit_steps, setting, {}, timeout=300))
 
