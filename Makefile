@@ -18,7 +18,7 @@ test-slow: .venv/.test ## matrices, real launchers, real kills
 test-cluster: .venv/.test ## launchers on several hosts made of namespaces; root, and the packages that docs/cluster.md names
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m cluster
 
-test-exhaustive: .venv/.test ## what neither of the above runs: other rows of the matrices, the benchmarks' commands
+test-exhaustive: .venv/.test ## other rows of the matrices, the benchmarks' commands, a short soak, the real compiler
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m exhaustive
 
 bench: .venv/.test ## side-by-side tables, long, on a quiet machine; each is a command of its own, too

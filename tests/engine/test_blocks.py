@@ -49,7 +49,7 @@ def test_compiled_blocks_change_no_bit_and_compile_once(two_ranks: RankPool, set
         assert all(outcome.graphs == [3] * (1 + block_case.STEPS) for outcome in compiled)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_compiler_trains_alike_through_every_freeze(two_ranks: RankPool) -> None:
     setting = Setting(2, "fp32")
     plain = two_ranks.run(block_case.train, setting)

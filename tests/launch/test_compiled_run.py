@@ -8,7 +8,7 @@ import pytest
 from tests.launch.running import Run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_compiled_run_goes_on_uncompiled_and_checkpointed(tmp_path: Path, shards: Path) -> None:
     with Run(tmp_path / "plain", shards) as plain, Run(tmp_path / "run", shards) as run:
         plain.start("python", "tracking.pictures=never")

@@ -81,7 +81,7 @@ def test_compiled_blocks_train_like_others_and_their_hooks_run(tiny: ModelConfig
         assert torch.equal(ours[name], theirs[name]), name
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_compiler_gives_the_same_to_rounding(tiny: ModelConfig, batch: Batch) -> None:
     torch.manual_seed(0)
     eager = LocalMIM(tiny)

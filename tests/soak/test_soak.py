@@ -14,7 +14,7 @@ from tests.soak.life import Injected
 from tests.soak.table import summary, table
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_short_soak_survives_and_prints_its_table(tmp_path: Path) -> None:
     options = ["--lives", "1", "--interruptions", "2", "--seed", "23", "--work", tmp_path]
     done = subprocess.run(

@@ -24,7 +24,7 @@ def command(work: Path, output: Path) -> list[str]:
             "--output", str(output)]  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture(package, tmp_path):
     work, output = tmp_path / "work", tmp_path / "docs"
     output.mkdir()
