@@ -13,12 +13,12 @@ from trainer.data.evaluation import centre_view
 from trainer.data.source import DataSource
 from trainer.plan import RunPlan
 from trainer.pretrained.weights import from_localmim
-from trainer.seeing.draw import draw_pictures
-from trainer.tracking.pictures import draw_timeline
 
 
 def draw_views(plan: RunPlan, checkpoint: Path, folder: Path) -> Iterator[Path]:
     """What the weights of a checkpoint make of a few of the run's photographs: each picture once it is drawn."""
+    from trainer.seeing.draw import draw_pictures  # with matplotlib, a second that no start need wait for
+
     config = plan.recipe.model
     folder.mkdir(parents=True, exist_ok=True)
     images = centre_crops(plan.index, plan.recipe.tracking.picture_images, config.image_size)
@@ -30,6 +30,8 @@ def draw_views(plan: RunPlan, checkpoint: Path, folder: Path) -> Iterator[Path]:
 
 
 def draw_timeline_picture(plan: RunPlan, events: list[dict[str, Any]]) -> Iterator[Path]:
+    from trainer.tracking.pictures import draw_timeline
+
     path = plan.output / "pictures" / "freeze_timeline.png"
     draw_timeline(events, path)
     yield path

@@ -20,8 +20,8 @@ def assert_same_bits(found: list[Outcome], expected: list[Outcome]) -> None:
     "setting",
     [
         Setting(1, "fp32"),
-        pytest.param(Setting(3, "fp32"), marks=pytest.mark.slow),
-        pytest.param(Setting(0, "bf16"), marks=pytest.mark.slow),
+        pytest.param(Setting(3, "fp32"), marks=pytest.mark.exhaustive),
+        pytest.param(Setting(0, "bf16"), marks=pytest.mark.exhaustive),
         pytest.param(Setting(2, "bf16", clip=0.5), marks=pytest.mark.slow),
         pytest.param(Setting(3, "bf16"), marks=pytest.mark.slow),
     ],
@@ -38,8 +38,15 @@ def test_checkpointed_activations_change_no_bit(two_ranks: RankPool, setting: Se
         assert (sum(extra) > 0) == (setting.stage == 3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", [Setting(0, "bf16"), Setting(1, "fp32"), Setting(2, "bf16", clip=0.5)], ids=str)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        pytest.param(Setting(0, "bf16"), marks=pytest.mark.exhaustive),
+        pytest.param(Setting(1, "fp32"), marks=pytest.mark.exhaustive),
+        pytest.param(Setting(2, "bf16", clip=0.5), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
 def test_compiled_blocks_change_no_bit_and_compile_once(two_ranks: RankPool, setting: Setting) -> None:
     """With the backend that runs torch's own kernels, so that nothing but the wiring could differ."""
     plain = two_ranks.run(block_case.train, setting)

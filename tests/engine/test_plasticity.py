@@ -13,7 +13,7 @@ from tests.engine.guided import guided_by, movements, saved_weights, train
 
 PLASTICITY = {"how": "plasticity", "probe_every": 3, "probe_images": 5, "tolerance": 0.9, "patience": 1, "cool_down": 2}
 """So tolerant that units freeze in a run of 26 steps."""
-SLOW = pytest.mark.slow
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 SETTINGS = [Setting(1, "fp32"), Setting(2, "bf16"), Setting(3, "bf16")]
 
 
@@ -58,7 +58,7 @@ def told(found: dict[str, Any], event: str, *keys: str) -> list[Any]:
     return [tuple(e[key] for key in ("step", *keys)) for e in found["events"] if e["event"] == event]
 
 
-@pytest.mark.parametrize("stage", [pytest.param(1, marks=SLOW), 2, pytest.param(3, marks=SLOW)])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=EXHAUSTIVE), 2, pytest.param(3, marks=SLOW)])
 def test_a_run_goes_on_exactly_from_before_within_and_after_a_freeze(
     two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int
 ) -> None:
@@ -100,8 +100,7 @@ def test_a_run_goes_on_at_another_stage_and_world_size(
             torch.testing.assert_close(weights[name], final[name], rtol=1e-4, atol=atol)
 
 
-@SLOW
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=EXHAUSTIVE), pytest.param(3, marks=SLOW)])
 def test_measuring_changes_nothing_else(two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int) -> None:
     never = PLASTICITY | {"patience": 1000}
     rare = {"checkpoint": {"every_steps": 0, "every_epochs": 0}, "train": {"epochs": 10 / 18, "global_batch": 8}}
@@ -118,8 +117,7 @@ def run_without(shards: Path, output: Path, ds_config: dict, freezing: dict, cha
     return train(shards, output, ds_config, freezing, None, **changes)
 
 
-@SLOW
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=EXHAUSTIVE), pytest.param(3, marks=SLOW)])
 def test_initial_units_never_train_and_are_saved_exactly(
     two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int
 ) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.launch.running import Run
 
-pytestmark = pytest.mark.slow
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 
 
 @pytest.fixture
@@ -17,6 +17,7 @@ def run(tmp_path: Path, shards: Path) -> Iterator[Run]:
         yield run
 
 
+@EXHAUSTIVE
 def test_a_stopped_process_is_named_with_its_last_step(run: Run) -> None:
     run.start("deepspeed", "train.hang_timeout=8s", "train.epochs=40")
     run.wait_for_step(8)
@@ -27,6 +28,7 @@ def test_a_stopped_process_is_named_with_its_last_step(run: Run) -> None:
     assert "its process is stopped or gone <- behind" in run.printed
 
 
+@SLOW
 def test_a_stopped_rank_zero_which_serves_the_store_is_named_too(run: Run) -> None:
     run.start("torchrun", "train.hang_timeout=8s", "train.epochs=40")
     run.wait_for_step(8)
@@ -39,8 +41,9 @@ def test_a_stopped_rank_zero_which_serves_the_store_is_named_too(run: Run) -> No
 @pytest.mark.parametrize(
     ("fault", "line", "code"),
     [
-        ("sleep:5", "  rank 1: in step 5, forward", "in faulty_forward"),
-        ("skip:5", "  rank 0-1: in step 5, backward", "in faulty_backward"),  # one place, told apart by the stacks
+        pytest.param("sleep:5", "  rank 1: in step 5, forward", "in faulty_forward", marks=EXHAUSTIVE),
+        # one place, told apart by the stacks
+        pytest.param("skip:5", "  rank 0-1: in step 5, backward", "in faulty_backward", marks=SLOW),
     ],
 )
 def test_a_rank_that_does_not_come_to_a_collective_is_named_by_all(run: Run, fault: str, line: str, code: str) -> None:
@@ -53,6 +56,7 @@ def test_a_rank_that_does_not_come_to_a_collective_is_named_by_all(run: Run, fau
     assert code in run.printed.split("rank 1 stands at:")[1]
 
 
+@SLOW
 def test_a_rank_that_raises_is_named_by_the_others(run: Run) -> None:
     run.start("torchrun", fault="raise:5")
     assert run.end(timeout=120) == 1

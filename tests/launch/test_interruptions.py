@@ -11,6 +11,7 @@ import pytest
 from tests.launch.running import Run, assert_same_run
 from trainer.checkpoint.manifest import list_checkpoints, verify
 
+SLOW, EXHAUSTIVE = pytest.mark.slow, pytest.mark.exhaustive
 GRACE_SECONDS = 30
 """What the launchers leave their ranks between SIGTERM and SIGKILL."""
 
@@ -30,7 +31,7 @@ def reference(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Run:
         return run
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_run_whose_time_is_up_saves_and_can_go_on(run: Run) -> None:
     run.start("python", "train.stop_after=1s", "train.epochs=1")  # it takes longer to start
     assert run.end() == 75
@@ -40,17 +41,16 @@ def test_a_run_whose_time_is_up_saves_and_can_go_on(run: Run) -> None:
     assert sorted(run.losses()) == list(range(1, 19))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("launcher", "number", "target", "code"),
-    [
-        ("deepspeed", signal.SIGUSR1, "rank 1", 75),
-        ("deepspeed", signal.SIGINT, "rank 0", 75),
-        ("deepspeed", signal.SIGTERM, "deepspeed.launcher.launch", 1),  # as a scheduler: code 1, whatever its ranks say
-        ("torchrun", signal.SIGTERM, "rank 1", 1),  # torchrun has one code for all that is not 0
-        ("torchrun", signal.SIGINT, "rank 0", 1),
-        ("torchrun", signal.SIGTERM, "launcher", 1),
-        ("torchrun", signal.SIGINT, "launcher", 1),
+    [  # torchrun has one code for all that is not 0; a scheduler signals the launcher: 1, whatever its ranks say
+        pytest.param("deepspeed", signal.SIGUSR1, "rank 1", 75, marks=SLOW),
+        pytest.param("deepspeed", signal.SIGINT, "rank 0", 75, marks=EXHAUSTIVE),
+        pytest.param("deepspeed", signal.SIGTERM, "deepspeed.launcher.launch", 1, marks=SLOW),
+        pytest.param("torchrun", signal.SIGTERM, "rank 1", 1, marks=EXHAUSTIVE),
+        pytest.param("torchrun", signal.SIGINT, "rank 0", 1, marks=EXHAUSTIVE),
+        pytest.param("torchrun", signal.SIGTERM, "launcher", 1, marks=EXHAUSTIVE),
+        pytest.param("torchrun", signal.SIGINT, "launcher", 1, marks=SLOW),
     ],
     ids=str,
 )
@@ -73,7 +73,7 @@ def test_a_signal_to_any_process_saves_at_one_step_on_all_ranks(
     assert "Traceback" not in run.printed.split("stopped at step")[0]
 
 
-@pytest.mark.slow
+@SLOW
 def test_one_ctrl_c_that_arrives_twice_at_once_still_saves(run: Run) -> None:
     run.start("python", "train.epochs=40")
     run.wait_for_step(3)
@@ -82,9 +82,15 @@ def test_one_ctrl_c_that_arrives_twice_at_once_still_saves(run: Run) -> None:
     assert run.end() == 75, run.printed[-3000:]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize(
+    ("launcher", "victim"),
+    [
+        pytest.param("deepspeed", 0, marks=EXHAUSTIVE),
+        pytest.param("deepspeed", 1, marks=SLOW),
+        pytest.param("torchrun", 0, marks=SLOW),
+        pytest.param("torchrun", 1, marks=EXHAUSTIVE),
+    ],
+)
 def test_survivors_of_a_killed_rank_say_which_and_end_and_the_run_goes_on_to_the_same_bits(
     run: Run, reference: Run, launcher: str, victim: int
 ) -> None:
@@ -100,8 +106,7 @@ def test_survivors_of_a_killed_rank_say_which_and_end_and_the_run_goes_on_to_the
     assert_same_run(run, reference)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victims", ["1", "all"])
+@pytest.mark.parametrize("victims", [pytest.param("1", marks=EXHAUSTIVE), pytest.param("all", marks=SLOW)])
 def test_a_kill_in_the_middle_of_a_freeze_loses_nothing(run: Run, reference: Run, victims: str) -> None:
     run.start("deepspeed", fault=f"kill-freeze:{victims}")
     assert run.end() not in (0, 75)

@@ -82,7 +82,7 @@ def test_the_pictures_are_in_tensorboard(reference: Run) -> None:
     assert "learning_rate/unit_04" in board.Tags()["scalars"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # test_interruptions.py kills in worse moments
 def test_a_run_killed_after_a_freeze_resumes_to_the_same_bits(run: Run, reference: Run) -> None:
     first_freeze = next(e["step"] for e in reference.events() if e["event"] == "freeze")
     run.start("deepspeed")
@@ -96,6 +96,7 @@ def test_a_run_killed_after_a_freeze_resumes_to_the_same_bits(run: Run, referenc
     assert_same_run(run, reference)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_by_a_signal_saves_and_continues_on_another_world_size_and_zero_stage(
     run: Run, reference: Run, tmp_path: Path
 ) -> None:

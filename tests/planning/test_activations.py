@@ -73,8 +73,9 @@ def test_checkpointed_blocks_save_their_inputs(frozen_units: int) -> None:
     assert planned < saved_activation_bytes(SMALL, frozen_units, BATCH, "fp32")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("size", ["small", "base"])
+@pytest.mark.parametrize(
+    "size", [pytest.param("small", marks=pytest.mark.slow), pytest.param("base", marks=pytest.mark.exhaustive)]
+)
 def test_planned_activations_equal_what_autograd_saves_in_full_sized_models(size: str) -> None:
     config = ModelConfig.model_validate({"size": size})
     for frozen_units in (0, 1, 3, 12):

@@ -1,9 +1,11 @@
 """What the plan says a rank holds is what it holds, on real ranks at every freeze."""
 
 from itertools import product
+from typing import Any
 
 import pytest
 
+from tests.covering import slow_and_exhaustive
 from tests.distributed import RankPool
 from tests.engine.cases import Setting
 from tests.planning.measured_memory import Measured, memory_by_frozen_units
@@ -21,19 +23,21 @@ MATRIX += [Setting(1, precision, accumulation=2) for precision in ("fp32", "bf16
 OFFLOADED = [Setting(stage, precision, offload=True) for stage, precision in product((2, 3), ("fp32", "bf16"))]
 
 
+def shows(setting: Setting) -> list[Any]:
+    return [setting.stage, setting.precision]
+
+
 @pytest.mark.parametrize("setting", FAST, ids=str)
 def test_planned_bytes_equal_those_of_two_ranks(two_ranks: RankPool, setting: Setting) -> None:
     check(two_ranks.run(memory_by_frozen_units, setting, (0, 2)), setting)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", MATRIX, ids=str)
+@pytest.mark.parametrize("setting", slow_and_exhaustive(MATRIX, shows))
 def test_planned_bytes_equal_those_of_two_ranks_at_every_stage(two_ranks: RankPool, setting: Setting) -> None:
     check(two_ranks.run(memory_by_frozen_units, setting, (0, 2, 4), timeout=400), setting)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("setting", OFFLOADED, ids=str)
+@pytest.mark.parametrize("setting", slow_and_exhaustive(OFFLOADED, shows))
 def test_planned_bytes_of_an_offloaded_optimizer_equal_those_of_two_ranks(
     two_ranks: RankPool, setting: Setting
 ) -> None:
