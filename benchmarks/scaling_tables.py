@@ -65,7 +65,8 @@ class Contenders:
         by_rank = self._together.run(collective_seconds, name, REPETITIONS, timeout=TIMEOUT)
         return max(seconds for seconds, _ in by_rank), by_rank[0][1]
 
-    def close(self) -> None:
+    def forget(self) -> None:
+        """Ends the loaders' workers, which a rank that is killed would leave to themselves for a moment."""
         for pool in (self._one, self._other, self._together):
             pool.run(forget)
 
@@ -90,15 +91,15 @@ class Contenders:
 def weak_sections(model: Case, comparisons: Sequence[Comparison], notes: Sequence[str]) -> Iterator[Section]:
     """Efficiency, and where the time goes; a row for every case in both. `model`: what most of them train."""
     efficiencies, breakdowns = [], []
-    with RankPool(1) as one, RankPool(1) as other, RankPool(RANKS) as together:
-        for comparison in comparisons:
+    for comparison in comparisons:  # each with fresh ranks: what engines leave behind in the heap adds up to a GB
+        with RankPool(1) as one, RankPool(1) as other, RankPool(RANKS) as together:
             contenders = Contenders(one, other, together, comparison.cases)
             costs = contenders.measure(comparison.rounds)
             for case in comparison.cases:
                 efficiencies.append(efficiency_row(case, costs, comparison.target))
                 breakdowns.append(breakdown_row(case, contenders.parts, contenders.collectives(case.name)))
                 print(f"# {' | '.join(efficiencies[-1])} || {' | '.join(breakdowns[-1])}", flush=True)
-            contenders.close()
+            contenders.forget()
     rounds = sorted({comparison.rounds for comparison in comparisons}, reverse=True)
     yield Section(
         f"Weak scaling from one rank to two: {model.name}",

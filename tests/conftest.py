@@ -1,9 +1,14 @@
-"""Photographs and shards that the tests of several packages read. Treat them as read-only: they are made once."""
+"""Photographs, shards and ranks that the tests of several packages share.
 
+Files are made once: treat them as read-only. Starting ranks costs as much as twenty cases on them, so all tests use the
+same; a pool starts its ranks at the first case, and fresh ones after a failure."""
+
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.distributed import RankPool
 from tests.photographs import odd_files, write_class_folders
 from tests.uneven_shards import write_uneven_shards
 
@@ -29,3 +34,21 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("shards")
     write_uneven_shards(directory, "train", folder, SHARD_EDGES)
     return directory
+
+
+@pytest.fixture(scope="session")
+def one_rank() -> Iterator[RankPool]:
+    with RankPool(1) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def two_ranks() -> Iterator[RankPool]:
+    with RankPool(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
+def four_ranks() -> Iterator[RankPool]:
+    with RankPool(4) as ranks:
+        yield ranks

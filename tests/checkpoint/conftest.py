@@ -1,4 +1,4 @@
-"""Two ranks and a small disk, shared by the tests of this folder."""
+"""A small disk."""
 
 import shutil
 import subprocess
@@ -6,14 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.distributed import RankPool
-
-
-@pytest.fixture(scope="package")
-def two_ranks() -> Iterator[RankPool]:
-    with RankPool(2) as ranks:
-        yield ranks
 
 
 @pytest.fixture

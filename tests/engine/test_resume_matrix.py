@@ -1,6 +1,6 @@
 """A continued run is the uninterrupted one: bit for bit on the same layout, to rounding on another."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,10 +10,9 @@ from tests.distributed import RankPool
 from tests.engine.resume_matrix import MATRIX, Row, difference, shows
 
 
-@pytest.fixture(scope="module")
-def pool(one_rank: RankPool, two_ranks: RankPool) -> Iterator[Callable[[int], RankPool]]:
-    with RankPool(4) as four_ranks:
-        yield {1: one_rank, 2: two_ranks, 4: four_ranks}.__getitem__
+@pytest.fixture
+def pool(one_rank: RankPool, two_ranks: RankPool, four_ranks: RankPool) -> Callable[[int], RankPool]:
+    return {1: one_rank, 2: two_ranks, 4: four_ranks}.__getitem__
 
 
 @pytest.mark.parametrize("row", slow_and_exhaustive(MATRIX, shows))  # test_resume.py has fast ones

@@ -1,22 +1,14 @@
-"""Painted shards, ranks, and a run on them that went through its freezes."""
+"""Painted shards, and a run on them that went through its freezes."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.checkpoint.tensors import write_by_hand
-from tests.distributed import RankPool
 from tests.evaluation.painted import write_painted_shards
 from tests.evaluation.small_encoder import CONFIG
 from trainer.model.localmim import LocalMIM
-
-
-@pytest.fixture(scope="session")
-def two_ranks() -> Iterator[RankPool]:
-    with RankPool(2) as ranks:
-        yield ranks
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
-"""Held-out and training shards of the same six photographs, weights to start from, and shared ranks."""
+"""Held-out and training shards of the same six photographs, and weights to start from."""
 
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,25 +8,12 @@ import pytest
 import torch
 
 from tests.checkpoint.tensors import write_by_hand
-from tests.distributed import RankPool
 from tests.finetuning.small import PRETRAINED
 from trainer.data.shard_index import ShardIndex, write_index
 from trainer.model.localmim import LocalMIM
 
 HELD_OUT = 2
 """Of the six shards of the tests: those with 8 and 45 of the 150 photographs."""
-
-
-@pytest.fixture(scope="session")
-def two_ranks() -> Iterator[RankPool]:
-    with RankPool(2) as ranks:
-        yield ranks
-
-
-@pytest.fixture(scope="session")
-def one_rank() -> Iterator[RankPool]:
-    with RankPool(1) as ranks:
-        yield ranks
 
 
 @pytest.fixture(scope="session")

@@ -98,12 +98,6 @@ def test_what_is_wrong_on_its_face_is_refused_before_the_ranks_meet(row: Row, pl
 
 
 @pytest.fixture(scope="module")
-def ranks() -> Iterator[RankPool]:
-    with RankPool(2) as pool:
-        yield pool
-
-
-@pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory, shards: Path) -> Path:
     """A short run on one rank, with two checkpoints."""
     sound = sound_place(tmp_path_factory.mktemp("trained"), shards)
@@ -129,30 +123,30 @@ def refusal_on_a_rank(arguments: list[str]) -> tuple[int, str, bool]:
     return refusal(arguments, {"MASTER_PORT": "29500"})
 
 
-def assert_both_refuse(ranks: RankPool, row: Row, place: Place) -> None:
+def assert_both_refuse(two_ranks: RankPool, row: Row, place: Place) -> None:
     arguments = [*place.arguments, *(word.format(run=place.run) for word in row.arguments)]
-    first, second = ranks.run(refusal_on_a_rank, arguments)
+    first, second = two_ranks.run(refusal_on_a_rank, arguments)
     assert_refused(first, row.says)
     assert_refused(second, row.says, "error on rank 1: ")  # which the launcher ends while it leaves rank 0 to speak
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in (DEEPSPEEDS_OWN | OUTPUT | INITS).items()])
 def test_what_only_the_ranks_can_see_is_refused_before_an_engine_is_built(
-    row: Row, place: Place, ranks: RankPool
+    row: Row, place: Place, two_ranks: RankPool
 ) -> None:
     row.spoil(place)
-    assert_both_refuse(ranks, row, place)
+    assert_both_refuse(two_ranks, row, place)
     assert not place.run.is_dir()
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=name) for name, row in RESUMES.items()])
 def test_a_run_that_cannot_be_continued_is_refused_and_left_as_it_is(
-    row: Row, place: Place, ranks: RankPool, trained: Path
+    row: Row, place: Place, two_ranks: RankPool, trained: Path
 ) -> None:
     shutil.copytree(trained, place.run)
     row.spoil(place)
     before = contents(place.run / "checkpoints")
-    assert_both_refuse(ranks, row, place)
+    assert_both_refuse(two_ranks, row, place)
     assert contents(place.run / "checkpoints") == before
 
 

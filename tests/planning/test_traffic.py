@@ -1,6 +1,5 @@
 """The plan's traffic equals what real ranks send, element for element and byte for byte."""
 
-from collections.abc import Iterator
 from itertools import pairwise, product
 from typing import Any
 
@@ -37,18 +36,6 @@ RELEASING = {
     "stage3_max_reuse_distance": 3000,
 }
 """ZeRO-3 as it behaves on a model too large to stay whole: small parameters stay, others are gathered again."""
-
-
-@pytest.fixture(scope="module")
-def two_ranks() -> Iterator[RankPool]:
-    with RankPool(2) as ranks:
-        yield ranks
-
-
-@pytest.fixture(scope="module")
-def four_ranks() -> Iterator[RankPool]:
-    with RankPool(4) as ranks:
-        yield ranks
 
 
 def assert_planned_as_counted(by_rank: list[list[Pair]]) -> None:

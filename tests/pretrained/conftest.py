@@ -1,11 +1,9 @@
-"""Recordings of the published code, a run of this program, and ranks that the tests of this folder share."""
+"""Recordings of the published code, and a run of this program."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.distributed import RankPool
 from tests.model.golden import GOLDEN_DIR, GoldenCase, read_golden
 from tests.pretrained.models import MODEL, write_run
 from trainer.model.localmim import LocalMIM
@@ -21,9 +19,3 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, LocalMIM]:
     """A run directory with a checkpoint at step 10, and the model in it. Read-only."""
     directory = tmp_path_factory.mktemp("pretrained") / "run"
     return directory, write_run(directory, MODEL)
-
-
-@pytest.fixture(scope="session")
-def two_ranks() -> Iterator[RankPool]:
-    with RankPool(2) as ranks:
-        yield ranks
