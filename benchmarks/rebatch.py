@@ -2,7 +2,7 @@
 
 What a larger micro-batch saves at the same global batch, and what `freezing.rebatch` makes of that at the freezes: a
 model whose micro-batches are over before their overhead is, and ViT-S, on one and two real ranks. Prints markdown
-tables; --quick takes a tiny model alone. Takes about six minutes on two cores that have nothing else to do."""
+tables; --quick takes a tiny model alone. Takes about ten minutes on two cores that have nothing else to do."""
 
 import sys
 from collections import defaultdict

@@ -3,6 +3,9 @@
 from dataclasses import dataclass
 from typing import Any
 
+LATE = [round(0.7 + 0.025 * unit, 3) for unit in range(11)]
+"""Shares of the run at which units 0 to 10 freeze, when the cosine has brought their rates down anyway."""
+
 POLICIES: dict[str, dict[str, Any]] = {
     "none": {"how": "none"},
     "cubic .8 scaled": {"how": "cubic", "t0": 0.8, "scale_lr": True, "warmup": "uniform"},
@@ -13,6 +16,8 @@ POLICIES: dict[str, dict[str, Any]] = {
     "cubic .5": {"how": "cubic", "t0": 0.5, "scale_lr": False},
     "linear .5": {"how": "linear", "t0": 0.5, "scale_lr": False},
     "linear .8": {"how": "linear", "t0": 0.8, "scale_lr": False},
+    "late": {"how": "steps", "steps": LATE, "scale_lr": False},
+    "late scaled": {"how": "steps", "steps": LATE, "scale_lr": True, "warmup": "per_unit"},
 }
 """Name in tables and pictures → section `freezing` of the recipe. What is not called scaled is unscaled."""
 
