@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +13,8 @@ from tests.engine.localmim_case import CONFIG, batch
 from trainer.engine.engine import FreezingEngine
 from trainer.model.localmim import LocalMIM
 from trainer.planning.memory import StepMemory, optimizer_bytes, step_memory
+from trainer.planning.parameter_use import planned_use
+from trainer.planning.reductions import bucket_fills
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,34 @@ def memory_by_frozen_units(setting: Setting, looked_into: Sequence[int]) -> list
             _step(engine, 0)
             _step(engine, 1)
             found.append(_measured(engine, frozen_units in looked_into))
+    return found
+
+
+def fills_by_frozen_units(setting: Setting, overlap: bool) -> list[tuple[list[int], list[int]]]:
+    """The elements that each reduction of a micro-batch reduces, with 0, 1, … units frozen, and those planned.
+    `overlap`: the ds_config's ``overlap_comm``."""
+    torch.manual_seed(0)
+    model = LocalMIM(CONFIG)
+    found = []
+    with engine_for(model, setting, overlap_comm=overlap) as engine:
+        for frozen_units in range(model.num_units):
+            if frozen_units:
+                engine.freeze(frozen_units)
+            wrapper = engine._engine.optimizer
+            average, fills = wrapper.average_tensor, []
+
+            def watch(tensor: torch.Tensor, *args: Any, average=average, fills=fills) -> None:
+                if tensor.numel():  # it begins with an empty bucket where the first parameter does not fit into one
+                    fills.append(tensor.numel())
+                average(tensor, *args)
+
+            wrapper.average_tensor = watch
+            engine.set_learning_rates([1e-3] * model.num_units)
+            _step(engine, 0)
+            bucket = engine.resolved.config["zero_optimization"]["reduce_bucket_size"]
+            after_backward = setting.stage == 1 and not overlap
+            expected = bucket_fills(planned_use(CONFIG, frozen_units), bucket, after_backward=after_backward)
+            found.append((fills, expected))
     return found
 
 
