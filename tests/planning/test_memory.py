@@ -165,6 +165,12 @@ def test_zero_2_holds_two_gradients_while_it_adds_up_micro_batches() -> None:
     assert planned(1, accumulation=2).gradients == planned(1).gradients
 
 
+def test_only_earlier_micro_batches_have_gradients_as_a_backward_of_zero_2_begins() -> None:
+    assert planned(2).early_gradients == 0
+    assert planned(2, accumulation=2).early_gradients == planned(2).gradients > 0
+    assert planned(1).early_gradients == planned(1).gradients
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_gradients_that_add_up_in_fp32_are_planned_under_every_name_of_it(stage: int) -> None:
     named = [
