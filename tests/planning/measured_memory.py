@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -13,8 +14,6 @@ from tests.engine.localmim_case import CONFIG, batch
 from trainer.engine.engine import FreezingEngine
 from trainer.model.localmim import LocalMIM
 from trainer.planning.memory import StepMemory, optimizer_bytes, step_memory
-from trainer.planning.parameter_use import planned_use
-from trainer.planning.reductions import bucket_fills
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,18 @@ def memory_by_frozen_units(setting: Setting, looked_into: Sequence[int]) -> list
     return found
 
 
-def fills_by_frozen_units(setting: Setting, overlap: bool) -> list[tuple[list[int], list[int]]]:
-    """The elements that each reduction of a micro-batch reduces, with 0, 1, … units frozen, and those planned.
-    `overlap`: the ds_config's ``overlap_comm``."""
+def fills_by_frozen_units(setting: Setting, overlap: bool) -> list[list[int]]:
+    """The elements that each reduction of a micro-batch reduces, with 0, 1, … units frozen.
+
+    `overlap`: the ds_config's ``overlap_comm``. ZeRO-3 leaves a linear function of its own to the process for good,
+    whose backward gives a weight's gradient before the bias's: here it is torch's, as in a process of one run."""
     torch.manual_seed(0)
     model = LocalMIM(CONFIG)
     found = []
-    with engine_for(model, setting, overlap_comm=overlap) as engine:
+    with (
+        patch.object(torch.nn.functional, "linear", torch._C._nn.linear),
+        engine_for(model, setting, overlap_comm=overlap) as engine,
+    ):
         for frozen_units in range(model.num_units):
             if frozen_units:
                 engine.freeze(frozen_units)
@@ -75,10 +79,7 @@ def fills_by_frozen_units(setting: Setting, overlap: bool) -> list[tuple[list[in
             wrapper.average_tensor = watch
             engine.set_learning_rates([1e-3] * model.num_units)
             _step(engine, 0)
-            bucket = engine.resolved.config["zero_optimization"]["reduce_bucket_size"]
-            after_backward = setting.stage == 1 and not overlap
-            expected = bucket_fills(planned_use(CONFIG, frozen_units), bucket, after_backward=after_backward)
-            found.append((fills, expected))
+            found.append(fills)
     return found
 
 
