@@ -125,7 +125,7 @@ def test_the_data_are_looked_at_where_they_are_given(monkeypatch, capsys, shards
     [
         ([], [1, 2, 4, 8, 16, 32, 64, 128, 256]),
         (["train.micro_batch=128"], [1, 2, 4, 8, 16]),
-        (["train.micro_batch=128", "freezing.rebatch=true", "freezing.memory_budget=5GB"], [2, 4, 8, 16]),
+        (["train.micro_batch=128", "freezing.rebatch=true", "freezing.memory_budget=4.9GB"], [2, 4, 8, 16]),
         (["freezing.rebatch=true", "freezing.memory_budget=5GB"], [16, 32, 64, 128, 256]),
     ],
 )
