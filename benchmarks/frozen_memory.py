@@ -29,7 +29,7 @@ MB = 1e6
 
 @dataclass(frozen=True)
 class Held:
-    """One rank at one frozen count: elements and bytes of a step's reduction, bytes held."""
+    """At one frozen count: elements and bytes of a step's reduction, bytes held."""
 
     reduced_elements: int
     reduced_bytes: int
@@ -39,18 +39,20 @@ class Held:
 
 
 def memory_section(case: Case) -> Section:
-    """A row for every frozen count, rank 0's figures beside the predicted ones."""
-    measured = run_on_ranks(_measure, WORLD_SIZE, case, timeout=TIMEOUT)[0]
+    """A row for every frozen count, the figures of the rank that needs most beside the predicted ones."""
+    by_rank = run_on_ranks(_measure, WORLD_SIZE, case, timeout=TIMEOUT)
+    measured = [max(held, key=lambda rank: rank.peak) for held in zip(*by_rank, strict=True)]
     predicted = [_predicted(case, count) for count in case.counts]
     columns = zip(columns_of(measured), columns_of(predicted), strict=True)
     cells = [[f"{is_ / MB:.2f} / {should / MB:.2f}" for is_, should in zip(*pair, strict=True)] for pair in columns]
     return Section(
         f"What a step of {case.name} moves and holds",
-        f"fp32, micro-batch {case.micro_batch}, ZeRO-{ZERO_STAGE}, {WORLD_SIZE} ranks; measured on rank 0 / predicted "
-        "by `trainer.planning`. *Reduced*: what passes through DeepSpeed's reducing collectives in a step, in millions "
-        "of elements and in MB. *Saved*: storages that autograd keeps between forward and backward, without the "
-        "parameters. *Optimizer*: fp32 masters and moments. *Peak*: how far the highest sum of all live tensors in a "
-        f"step lies below the unfrozen step's, {measured[0].peak / MB:.0f} / {predicted[0].peak / MB:.0f} MB.",
+        f"fp32, micro-batch {case.micro_batch}, ZeRO-{ZERO_STAGE}, {WORLD_SIZE} ranks; measured on the rank with the "
+        "higher peak / predicted by `trainer.planning`. *Reduced*: what passes through DeepSpeed's reducing "
+        "collectives in a step, in millions of elements and in MB. *Saved*: storages that autograd keeps between "
+        "forward and backward, without the parameters. *Optimizer*: fp32 masters and moments. *Peak*: how far the "
+        "highest sum of all live tensors in a step lies below the unfrozen step's, "
+        f"{measured[0].peak / MB:.0f} / {predicted[0].peak / MB:.0f} MB.",
         ["frozen units", *COLUMNS],
         [[str(count), *row] for count, *row in zip(case.counts, *cells, strict=True)],
     )

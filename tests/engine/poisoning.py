@@ -13,7 +13,6 @@ from tests.engine.small_vit import batch
 from tests.engine.trajectory import new_reference
 from trainer.engine.engine import FreezingEngine
 
-POISONED_RANK = 1
 POISONS = {0: "input", 2: "loss", 4: "gradient"}
 """step → what is wrong in it: before the first update, right after the first freeze, right before the second."""
 FP16_POISONS = {6: "gradient", 7: "input"}
@@ -63,11 +62,11 @@ def poisoned_trajectory(setting: Setting) -> dict[str, Any]:
 
 
 def train_poisoned_step(engine: FreezingEngine, step: int, poison: str) -> None:
-    """A step in which one rank's last micro-batch is not finite, in its pixels, its loss or its gradient alone."""
+    """A step in which the last rank's last micro-batch is not finite, in its pixels, its loss or its gradient alone."""
     engine.set_learning_rates(learning_rates(step, engine.model.num_units, engine.model.frozen_units))
     for micro_step in range(engine.resolved.accumulation):
         images, labels = batch(step, micro_step * dist.get_world_size() + dist.get_rank())
-        hit = dist.get_rank() == POISONED_RANK and micro_step == engine.resolved.accumulation - 1
+        hit = dist.get_rank() == dist.get_world_size() - 1 and micro_step == engine.resolved.accumulation - 1
         if hit and poison == "input":
             images[0, 0, 0, 0] = torch.nan
         loss = engine.forward(images, labels)

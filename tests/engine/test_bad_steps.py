@@ -14,6 +14,10 @@ SETTINGS = [
     for clip, accumulation in ((0.0, 1), (0.5, 2))
     if not (stage == 0 and precision == "fp16")
 ]
+ONE_RANK = [
+    Setting(1, "fp32", 0.5, 2), Setting(1, "fp16"), Setting(2, "bf16"), Setting(2, "fp16", 0.5, 2),
+]  # fmt: skip
+"""Where gradients are updated from where they lie: found to be bad there, and gone with the step."""
 OFFLOADED = [
     Setting(stage, precision, 0.5, 2, offload=True) for stage in (1, 2, 3) for precision in ("fp32", "bf16", "fp16")
 ]
@@ -22,6 +26,11 @@ OFFLOADED = [
 @pytest.mark.parametrize("setting", SETTINGS, ids=str)
 def test_a_bad_step_is_skipped_by_all_ranks_as_if_it_had_not_been(two_ranks: RankPool, setting: Setting) -> None:
     check(two_ranks, setting)
+
+
+@pytest.mark.parametrize("setting", ONE_RANK, ids=str)
+def test_a_bad_step_of_one_rank_is_skipped_too(one_rank: RankPool, setting: Setting) -> None:
+    check(one_rank, setting)
 
 
 @pytest.mark.slow

@@ -36,9 +36,17 @@ def largest_difference(a: Outcome, b: Outcome) -> float:
 def test_resume_across_freezes_is_bit_exact(
     two_ranks: RankPool, setting: Setting, save_before: int, tmp_path: Path
 ) -> None:
-    root = str(tmp_path / "checkpoints")
-    runs = two_ranks.run(train_and_save, setting, save_before, root)
-    resumed = two_ranks.run(resume, setting, root)
+    check(two_ranks, setting, save_before, str(tmp_path / "checkpoints"))
+
+
+@pytest.mark.parametrize("setting", [Setting(1, "fp16", clip=0.5), Setting(2, "bf16", accumulation=2)], ids=str)
+def test_resume_across_freezes_on_one_rank_is_bit_exact(one_rank: RankPool, setting: Setting, tmp_path: Path) -> None:
+    check(one_rank, setting, BETWEEN_FREEZES, str(tmp_path / "checkpoints"))
+
+
+def check(ranks: RankPool, setting: Setting, save_before: int, root: str) -> None:
+    runs = ranks.run(train_and_save, setting, save_before, root)
+    resumed = ranks.run(resume, setting, root)
     for uninterrupted, again in zip(runs, resumed, strict=True):
         assert again.losses == uninterrupted.losses
         assert largest_difference(again, uninterrupted) == 0

@@ -25,6 +25,13 @@ def shows(setting: Setting) -> list[tuple]:
     ]
 
 
+ONE_RANK = [
+    Setting(1, "fp32"), Setting(1, "bf16", accumulation=2), Setting(2, "fp32", accumulation=2),
+    Setting(2, "bf16", clip=0.5), Setting(2, "fp16", clip=0.5), Setting(3, "fp32"),
+]  # fmt: skip
+"""Where gradients are updated from where they lie, and the stage where they are not."""
+
+
 def rows(settings: list[Setting], fast: set[tuple]) -> list:
     def is_fast(setting: Setting) -> bool:
         return (setting.stage, setting.precision, setting.clip, setting.accumulation) in fast
@@ -35,6 +42,11 @@ def rows(settings: list[Setting], fast: set[tuple]) -> list:
 @pytest.mark.parametrize("setting", rows(MATRIX, FAST))
 def test_training_through_freezes_equals_plain_adamw(two_ranks: RankPool, setting: Setting) -> None:
     check(two_ranks, setting)
+
+
+@pytest.mark.parametrize("setting", ONE_RANK, ids=str)
+def test_training_on_one_rank_through_freezes_equals_plain_adamw(one_rank: RankPool, setting: Setting) -> None:
+    check(one_rank, setting)
 
 
 @pytest.mark.parametrize("setting", rows(OFFLOADED, set()))

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
@@ -48,6 +50,36 @@ def memory_by_frozen_units(setting: Setting, looked_into: Sequence[int]) -> list
             _step(engine, 0)
             _step(engine, 1)
             found.append(_measured(engine, frozen_units in looked_into))
+    return found
+
+
+def fills_by_frozen_units(setting: Setting, overlap: bool) -> list[list[int]]:
+    """The elements that each reduction of a micro-batch reduces, with 0, 1, … units frozen.
+
+    `overlap`: the ds_config's ``overlap_comm``. ZeRO-3 leaves a linear function of its own to the process for good,
+    whose backward gives a weight's gradient before the bias's: here it is torch's, as in a process of one run."""
+    torch.manual_seed(0)
+    model = LocalMIM(CONFIG)
+    found = []
+    with (
+        patch.object(torch.nn.functional, "linear", torch._C._nn.linear),
+        engine_for(model, setting, overlap_comm=overlap) as engine,
+    ):
+        for frozen_units in range(model.num_units):
+            if frozen_units:
+                engine.freeze(frozen_units)
+            wrapper = engine._engine.optimizer
+            average, fills = wrapper.average_tensor, []
+
+            def watch(tensor: torch.Tensor, *args: Any, average=average, fills=fills) -> None:
+                if tensor.numel():  # it begins with an empty bucket where the first parameter does not fit into one
+                    fills.append(tensor.numel())
+                average(tensor, *args)
+
+            wrapper.average_tensor = watch
+            engine.set_learning_rates([1e-3] * model.num_units)
+            _step(engine, 0)
+            found.append(fills)
     return found
 
 

@@ -48,6 +48,11 @@ def test_planned_traffic_equals_what_two_ranks_send(two_ranks: RankPool, setting
     assert_planned_as_counted(two_ranks.run(counted_steps.small_vit_steps, setting, {}))
 
 
+@pytest.mark.parametrize("setting", [Setting(1, "fp32", accumulation=2), Setting(2, "bf16")], ids=str)
+def test_one_rank_is_seen_to_send_nothing_through_all_freezes(one_rank: RankPool, setting: Setting) -> None:
+    assert_planned_as_counted(one_rank.run(counted_steps.small_vit_steps, setting, {}))
+
+
 @pytest.mark.parametrize("stage", [2, 3])
 def test_planned_traffic_of_the_real_model_equals_what_two_ranks_send(two_ranks: RankPool, stage: int) -> None:
     keys = RELEASING if stage == 3 else {}

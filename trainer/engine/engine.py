@@ -65,6 +65,7 @@ class FreezingEngine:
         self._bad_steps = self._bad_steps_in_a_row = 0
         internals.warn_if_untested(self._engine.global_rank)
         internals.undo_constructor_step(self._engine)
+        internals.leave_gradients_of_one_rank(self._engine)
         internals.raise_no_error_at_lowest_scale(self._engine)
 
     def forward(self, *inputs: Any) -> Any:

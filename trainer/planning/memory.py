@@ -12,8 +12,9 @@ stage  parameters      gradients                               masters and momen
 3      e·P/N, padded   e·T/N, padded                           as stage 1           buckets, and gathered weights
 =====  ==============  ======================================  ===================  ==============================
 
-Stage 0 under fp32 has no masters: the weights themselves are updated. With the optimizer offloaded, masters, moments
-and a copy of the gradients are in host memory. Imports torch for the shapes of the model, which it never fills.
+Stage 0 under fp32 has no masters: the weights themselves are updated. One rank reduces nothing, and ZeRO-1 and 2 need
+no buckets; on more, what they reduce is there twice for a moment (`reductions`). With the optimizer offloaded, masters,
+moments and a copy of the gradients are in host memory. Imports torch for the shapes of the model, which it never fills.
 """
 
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from trainer.model.config import ModelConfig
 from trainer.planning.activations import saved_activation_bytes, working_bytes
 from trainer.planning.parameter_use import ParameterUse, planned_use
 from trainer.planning.partitions import most_elements_touched, part_elements
+from trainer.planning.reductions import bucket_fills, most_during_reductions
 from trainer.planning.zero3_gathers import Zero3Limits, peak_gathered_elements, persistent_parameters
 
 Groups = Sequence[Sequence[int]]
@@ -51,6 +53,11 @@ class StepMemory:
     """What a micro-batch needs beside that for a moment."""
     buffers: int
     """What gradients are reduced in, and what ZeRO-3 has gathered."""
+    early_gradients: int
+    """Of the gradients, those that are there as the last micro-batch begins its backward pass; at ZeRO-2 those of the
+    earlier ones."""
+    reduction: int
+    """At the worst reduction of ZeRO-1 or 2, instead of gradients, activations and working: see `reductions`."""
     update: int
     """Copies of gradients during the update, when activations are gone."""
     host: int
@@ -61,9 +68,11 @@ class StepMemory:
         """Bytes on the device at the peak of a step.
 
         Not in it: what the allocator wastes, and what NCCL, cuBLAS and the CUDA context take. A little too much where
-        the parts are not largest at the same moment: without accumulation gradients arrive as activations go."""
-        state = self.parameters + self.gradients + (0 if self.host else self.masters + self.moments)
-        return state + max(self.activations + self.working + self.buffers, self.update)
+        the parts are not largest at the same moment: at stages 0, 1 and 3, and on one rank, gradients arrive as
+        activations go."""
+        state = self.parameters + (0 if self.host else self.masters + self.moments)
+        backward = self.early_gradients + self.activations + self.working
+        return state + max(max(backward, self.reduction) + self.buffers, self.gradients + self.update)
 
 
 def step_memory(
@@ -84,14 +93,20 @@ def step_memory(
     masters, moments = optimizer_bytes(groups, ds, world_size)
     weights_are_masters = ds.zero_stage == 0 and ds.precision == "fp32"
     images = (config, frozen_units, micro_batch, ds.precision)
+    activations = saved_activation_bytes(*images, checkpoint_activations=checkpoint_activations)
+    working = working_bytes(*images, checkpoint_activations=checkpoint_activations)
+    gradients = _gradients(groups, ds, world_size)
+    early, reduction = _reduction(use, ds, world_size, gradients, activations + working)
     return StepMemory(
         parameters=_parameters(config, ds, world_size),
-        gradients=_gradients(groups, ds, world_size),
+        gradients=gradients,
         masters=0 if weights_are_masters else masters,
         moments=moments,
-        activations=saved_activation_bytes(*images, checkpoint_activations=checkpoint_activations),
-        working=working_bytes(*images, checkpoint_activations=checkpoint_activations),
-        buffers=_buffers(use, ds),
+        activations=activations,
+        working=working,
+        buffers=_buffers(use, ds, world_size),
+        early_gradients=early,
+        reduction=reduction,
         update=0 if ds.offload_optimizer else _update(groups, ds, world_size),
         host=masters + moments + _host_gradients(groups, ds, world_size) if ds.offload_optimizer else 0,
     )
@@ -129,7 +144,7 @@ def _gradients(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> int:
         if ds.offload_optimizer:
             return 0
         return sum(part_elements(sizes, 3, world_size) for sizes in groups) * ELEMENT_BYTES[accumulates_in(ds)]
-    if ds.precision != "fp32" and accumulates_in(ds) == "fp32":
+    if _adds_up_in_fp32(ds):
         return sum(part_elements(sizes, 2, world_size) for sizes in groups) * _FLOAT32
     sums_up = ds.accumulation > 1
     copies = int(sums_up) if ds.offload_optimizer else 1 + sums_up
@@ -147,9 +162,34 @@ def _host_gradients(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> in
     return part * (_FLOAT32 + size) + (summed + largest) * size
 
 
-def _buffers(use: ParameterUse, ds: ResolvedDsConfig) -> int:
+def _reduction(
+    use: ParameterUse, ds: ResolvedDsConfig, world_size: int, gradients: int, in_backward: int
+) -> tuple[int, int]:
+    """`StepMemory.early_gradients` and `StepMemory.reduction`; of bytes, `gradients` and what the backward pass needs
+    beside them as it begins."""
+    if ds.zero_stage not in (1, 2) or ds.offload_optimizer or _adds_up_in_fp32(ds) or world_size == 1:
+        return gradients, 0
+    zero: dict[str, Any] = ds.config["zero_optimization"]
+    size = ELEMENT_BYTES[ds.precision]
+    own = most_elements_touched(use.live_sizes, world_size) * size
+    early = gradients - own if ds.zero_stage == 2 else gradients
+    after_backward = ds.zero_stage == 1 and not zero.get("overlap_comm")
+    reduction = most_during_reductions(
+        bucket_fills(use, int(zero["reduce_bucket_size"]), after_backward=after_backward),
+        size=size,
+        own=own,
+        held=early if ds.zero_stage == 2 else 0,
+        in_backward=0 if after_backward else in_backward,
+        stays=ds.zero_stage == 1,
+    )
+    return early, reduction
+
+
+def _buffers(use: ParameterUse, ds: ResolvedDsConfig, world_size: int) -> int:
     if ds.zero_stage == 0:
         return 0
+    if ds.zero_stage < 3 and world_size == 1 and not ds.offload_optimizer and not _adds_up_in_fp32(ds):
+        return 0  # `engine.internals.one_rank` takes the bucket away
     zero: dict[str, Any] = ds.config["zero_optimization"]
     bucket = int(zero["reduce_bucket_size"])
     size = ELEMENT_BYTES[ds.precision]
@@ -168,6 +208,11 @@ def _update(groups: Groups, ds: ResolvedDsConfig, world_size: int) -> int:
     if ds.zero_stage == 0:
         return max(min(live, _ALL_REDUCE_ELEMENTS) * size, live * _FLOAT32 if ds.precision != "fp32" else 0)
     return max(part_elements(sizes, ds.zero_stage, world_size) for sizes in groups) * (size + _FLOAT32)
+
+
+def _adds_up_in_fp32(ds: ResolvedDsConfig) -> bool:
+    """Whether ZeRO-2 adds up the gradients of this rank's part alone, in fp32 beside a 16-bit training."""
+    return ds.precision != "fp32" and accumulates_in(ds) == "fp32"
 
 
 def accumulates_in(ds: ResolvedDsConfig) -> Precision:

@@ -1,4 +1,4 @@
-"""Which modules use which parameters, in which order: what ZeRO-3 gathers follows from it.
+"""Which modules use which parameters, in which order: what ZeRO-3 gathers and how ZeRO-2 reduces follow from it.
 
 Found by running a model forward and backward once with hooks on its modules. The order does not depend on widths, so
 that a thin LocalMIM of the same depth stands for one of any size; it takes milliseconds. The sizes come from torch's
@@ -32,12 +32,14 @@ class ParameterUse:
 
     `sizes`: elements of every parameter, frozen ones too, in model order; `live_groups`: names by parameter group of
     the optimizer; `order`: the own parameters of each module as it is entered, in the forward, in the backward and in a
-    forward that activation checkpointing repeats there; `leaves`: the same modules as they end."""
+    forward that activation checkpointing repeats there; `leaves`: the same modules as they end; `gradient_order`: the
+    parameters that train, as the backward completes their gradients."""
 
     sizes: Mapping[str, int]
     live_groups: Sequence[tuple[str, ...]]
     order: Sequence[tuple[str, ...]]
     leaves: Sequence[Leave]
+    gradient_order: Sequence[str]
 
     @property
     def live_sizes(self) -> list[list[int]]:
@@ -52,6 +54,7 @@ def parameter_use(model: Any, *inputs: torch.Tensor) -> ParameterUse:
     gradient of its output is there, so that a frozen one is not."""
     order: list[tuple[str, ...]] = []
     leaves: list[Leave] = []
+    gradient_order: list[str] = []
 
     def enter_backward(names: tuple[str, ...]) -> None:
         order.append(names)
@@ -68,6 +71,11 @@ def parameter_use(model: Any, *inputs: torch.Tensor) -> ParameterUse:
         return [enter, module.register_forward_hook(leave)]
 
     hooks = [hook for prefix, module in model.named_modules() for hook in watch(module, _own(prefix, module))]
+    hooks += [
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: gradient_order.append(name))
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
     try:
         output = model(*inputs)
         (output[0] if isinstance(output, tuple) else output).backward()
@@ -79,6 +87,7 @@ def parameter_use(model: Any, *inputs: torch.Tensor) -> ParameterUse:
         live_groups=[group.parameter_names for group in parameter_groups(model)],
         order=order,
         leaves=leaves,
+        gradient_order=gradient_order,
     )
 
 

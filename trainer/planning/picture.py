@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from trainer.errors import BadInput
 from trainer.planning.report import Plan
 
-PARTS = ("parameters", "gradients", "masters", "moments", "buffers", "activations", "working")
+PARTS = ("parameters", "early_gradients", "masters", "moments", "buffers", "activations", "working")
+"""As the last backward pass of a step begins."""
 ON_THE_HOST = ("masters", "moments")
 
 
@@ -26,9 +27,10 @@ def draw_plan(plan: Plan, path: Path) -> None:
     colours = matplotlib.colormaps["viridis"](np.linspace(0.05, 0.95, len(parts)))
     floor = np.zeros(len(plan.phases))
     for part, top, colour in zip(parts, stacked, colours, strict=True):
-        memory.stairs(top, edges, baseline=floor, fill=True, color=colour, label=part)
+        memory.stairs(top, edges, baseline=floor, fill=True, color=colour, label=part.replace("_", " "))
         floor = top
-    peaks = [phase.memory_total / 1e9 for phase in plan.phases]  # above the parts where the update needs more
+    # Above the parts where a reduction or the update needs more.
+    peaks = [phase.memory_total / 1e9 for phase in plan.phases]
     memory.stairs(peaks, edges, baseline=None, color="black", lw=1.5, label="peak")
     budget = None if plan.memory_budget is None else plan.memory_budget / 1e9
     if budget is not None and budget < 2 * max(peaks):  # a line far above would flatten the rest

@@ -18,6 +18,7 @@ ZeRO stage   precision wrapper                     masters
 ===========  ========  ==========================  ====================================================
 """
 
+from trainer.engine.internals.one_rank import leave_gradients_of_one_rank
 from trainer.engine.internals.rebuild import detach_frozen, rebuild_wrapper, undo_constructor_step
 from trainer.engine.internals.start import (
     TESTED_DEEPSPEED,
@@ -47,6 +48,7 @@ __all__ = [
     "detach_frozen",
     "give_world_group_timeout",
     "inner_optimizer",
+    "leave_gradients_of_one_rank",
     "locate",
     "loss_scaler_state",
     "masters",

@@ -12,6 +12,7 @@ from deepspeed.runtime.zero import parameter_offload, stage3, stage_1_and_2
 from deepspeed.runtime.zero.utils import defragment
 
 from trainer.engine.groups import ParameterGroup
+from trainer.engine.internals.one_rank import leave_gradients_of_one_rank
 from trainer.engine.internals.start import TESTED_DEEPSPEED
 from trainer.engine.internals.state import Masters, inner_optimizer, masters
 
@@ -142,6 +143,7 @@ def _construct_wrapper(engine: deepspeed.DeepSpeedEngine, old_masters: Masters) 
         engine._configure_optimizer(inner, None)
     if engine._support_torch_style_backward:  # DeepSpeedEngine.__init__ registers this, _configure_optimizer does not
         engine.optimizer.register_grad_acc_post_hook(engine._backward_post_hook)
+    leave_gradients_of_one_rank(engine)
     for group_dict, heir in zip(group_dicts, inner.param_groups, strict=True):
         group_dict.update(heir)
     inner.param_groups[:] = group_dicts
