@@ -32,11 +32,10 @@ PART = ".part"
 _NAME = re.compile(r"[0-9a-f]{40}(\.part)?")
 _HEADER = struct.Struct("<8sIIQ")  # mark, crc32 of name, version and content, bytes of version, bytes of content
 _MARK = b"shard\0v1"
-_LEDGER = struct.Struct("<Qd")  # bytes taken, when trouble was last told of (seconds since 1970)
+_LEDGER = struct.Struct("<Q?")  # bytes taken, whether somebody has told of trouble
 _UNKNOWN = 2**64 - 1
 _SPARE = 20  # counting anew takes a moment: then so much is made free at once, a twentieth of the bound
 _LONGEST_WAIT = 10.0  # seconds for the ledger: its holder may have been suspended
-_SILENCE = 3600.0  # seconds in which trouble that one process told of is not told by another
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -69,7 +68,7 @@ class CacheFolder:
             if probe := self.claim("0" * 40):
                 probe.release()
             with self._ledger() as ledger:
-                _write_ledger(ledger, self._counted_anew(0), _read_ledger(ledger)[1])
+                _write_ledger(ledger, self._counted_anew(0), told=False)
         except OSError as error:
             if error.errno not in _FULL:
                 raise
@@ -102,17 +101,15 @@ class CacheFolder:
         return Claim(self, name, descriptor)
 
     def first_to_tell(self) -> bool:
-        """Whether trouble is news: no process on this machine has told of any for an hour, as far as can be known."""
+        """Whether trouble is news: no process of the machine has asked since the last `prepare`. True, too, where the
+        trouble is such that nobody can know."""
         try:
             with self._ledger() as ledger:
                 used, told = _read_ledger(ledger)
-                now = time.time()
-                if abs(now - told) < _SILENCE:
-                    return False
-                _write_ledger(ledger, used, now)
+                _write_ledger(ledger, used, told=True)
+            return not told
         except OSError:
-            pass
-        return True
+            return True
 
     def _take_room(self, descriptor: int, size: int) -> bool:
         """Gives a part its final size. False if there is no room beside what others are writing."""
@@ -133,7 +130,8 @@ class CacheFolder:
     def _counted_anew(self, room: int) -> int:
         """Bytes taken; where `room` more would pass the bound, after the least recently used entries have gone. Parts
         that nobody fetches any more go in any case. The caller holds the ledger."""
-        used, entries = 0, []
+        used = 0
+        entries: list[tuple[int, str, int]] = []
         with os.scandir(self._folder) as items:
             for item in items:
                 if not _NAME.fullmatch(item.name):
@@ -225,12 +223,12 @@ def _checksum(name: str, version: bytes | memoryview, content: bytes | memoryvie
     return zlib.crc32(content, zlib.crc32(version, zlib.crc32(name.encode())))
 
 
-def _read_ledger(descriptor: int) -> tuple[int, float]:
+def _read_ledger(descriptor: int) -> tuple[int, bool]:
     raw = os.pread(descriptor, _LEDGER.size, 0)
-    return _LEDGER.unpack(raw) if len(raw) == _LEDGER.size else (_UNKNOWN, 0.0)
+    return _LEDGER.unpack(raw) if len(raw) == _LEDGER.size else (_UNKNOWN, False)
 
 
-def _write_ledger(descriptor: int, used: int, told: float) -> None:
+def _write_ledger(descriptor: int, used: int, told: bool) -> None:
     os.pwrite(descriptor, _LEDGER.pack(used, told), 0)
 
 
