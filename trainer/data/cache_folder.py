@@ -89,7 +89,7 @@ class CacheFolder:
         path = self._folder / (name + PART)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if not _lock_now(descriptor) or not _is_at(descriptor, path):  # there, but done with meanwhile
+            if not _lock_now(descriptor) or not _is_at(descriptor, path):  # another has it, or is done with it
                 os.close(descriptor)
                 return None
             with suppress(PermissionError):
