@@ -35,8 +35,8 @@ _MARK = b"shard\0v1"
 _LEDGER = struct.Struct("<Q?")  # bytes taken, whether somebody has told of trouble
 _UNKNOWN = 2**64 - 1
 _SPARE = 20  # counting anew takes a moment: then so much is made free at once, a twentieth of the bound
-_LONGEST_WAIT = 10.0  # seconds for the ledger: its holder may have been suspended
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST_WAIT = 30.0  # seconds for the ledger: its holder may have been suspended
+_MAY_PASS = (errno.ENOSPC, errno.EDQUOT, errno.ETIMEDOUT)
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class CacheFolder:
 
     def prepare(self) -> None:
         """Makes the folder, and brings what it holds within the bound. Raises OSError if that cannot be done; a disk
-        that is merely full is no error: room may come."""
+        that is merely full is no error, nor is another process that counts for long."""
         new = not self._folder.exists()
         self._folder.mkdir(parents=True, exist_ok=True)
         if new:  # whoever may write to FOLDER may do so here
@@ -70,7 +70,7 @@ class CacheFolder:
             with self._ledger() as ledger:
                 _write_ledger(ledger, self._counted_anew(0), told=False)
         except OSError as error:
-            if error.errno not in _FULL:
+            if error.errno not in _MAY_PASS:
                 raise
 
     def find(self, name: str) -> "Entry | Damaged | None":
