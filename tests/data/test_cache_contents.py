@@ -50,6 +50,13 @@ def flip_in_version(path: Path) -> None:
     path.write_bytes(content)
 
 
+def flip_in_header(path: Path) -> None:
+    """The border between version and content moves; their bytes, and so the checksum, are the same."""
+    content = bytearray(path.read_bytes())
+    content[12] ^= 1
+    path.write_bytes(content)
+
+
 def scramble_header(path: Path) -> None:
     path.write_bytes(b"\xff" * 24 + path.read_bytes()[24:])
 
@@ -78,7 +85,8 @@ def swap(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [flip_in_content, flip_in_version, scramble_header, cut, cut_header, lengthen, zero, swap]
+    "damage",
+    [flip_in_content, flip_in_version, flip_in_header, scramble_header, cut, cut_header, lengthen, zero, swap],
 )
 def test_a_damaged_entry_is_fetched_anew_and_replaced(store, copy, folder, small_chunks, caplog, damage):
     index = ShardIndex.open(store.url)
