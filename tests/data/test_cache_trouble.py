@@ -72,9 +72,9 @@ def test_what_is_there_is_used_while_the_disk_is_full_and_it_is_filled_again_lat
     read(storage, index, LARGEST, 0, CHUNK)
     with monkeypatch.context() as full:
         be_full(folder, full)
-        read(storage, index, LARGEST, CHUNK, 2 * CHUNK)
+        read(storage, index, LARGEST, CHUNK, 3 * CHUNK)
     read(storage, index, LARGEST, 0, CHUNK)
-    assert chunks_fetched(store) == {("train-00005.tar", 0): 1, ("train-00005.tar", 1): 1}
+    assert chunks_fetched(store) == {("train-00005.tar", number): 1 for number in range(3)}
     storage._resting_until = 0.0
     for _ in range(2):
         read(storage, index, LARGEST, CHUNK, 2 * CHUNK)
