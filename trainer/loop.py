@@ -21,6 +21,7 @@ from trainer.checkpoint.manifest import Manifest, directory_name
 from trainer.checkpoint.reader import Checkpoint
 from trainer.checkpoint.writer import SaveFailed, save_checkpoint
 from trainer.data.batches import MicroBatch
+from trainer.data.cache import prepare_cache
 from trainer.data.loader import Loader
 from trainer.device_feed import on_device
 from trainer.engine.ds_config import ResolvedDsConfig
@@ -31,7 +32,7 @@ from trainer.numerics import BadSteps, farewell, write_report
 from trainer.plan import AnyPlan
 from trainer.pretrained.initial import Origin
 from trainer.profiling import StepProfiler
-from trainer.ranks import from_rank_zero
+from trainer.ranks import from_rank_zero, on_every_rank
 from trainer.setup import choose_checkpoint, holding_output, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
 from trainer.tracking.rank_log import complain, open_rank_log, start_rank_log
@@ -87,6 +88,7 @@ class Training(ABC):
         self.plan, self.device, self.watchdog = plan, device, watchdog
         self.step = checkpoint.manifest.step if checkpoint else 0
         self._prepare(checkpoint)
+        on_every_rank(lambda: prepare_cache(recipe.data))
         prepare_output(plan, checkpoint)
         open_rank_log(plan.logs, ranks.rank, ranks.world_size, socket.gethostname())
         watchdog.at("building the model", self.step)

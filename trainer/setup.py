@@ -54,6 +54,8 @@ FREE_TO_CHANGE = {
     "data.read_ahead",
     "data.retries",
     "data.timeout",
+    "data.cache",
+    "data.cache_size",
     "data.on_bad_sample",
     "checkpoint.every_steps",
     "checkpoint.every_epochs",

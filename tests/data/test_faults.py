@@ -1,6 +1,5 @@
 """A damaged shard is one clear error that names it, never a batch that is short or wrong."""
 
-import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,11 +16,6 @@ from trainer.data.tar_members import BLOCK
 from trainer.errors import BadInput
 
 VICTIM = "train-00003.tar"
-
-
-@pytest.fixture
-def copy(shards, tmp_path) -> Path:
-    return Path(shutil.copytree(shards, tmp_path / "copy"))
 
 
 def load_epoch(index: ShardIndex, workers: int = 0) -> None:

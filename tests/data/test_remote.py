@@ -4,7 +4,6 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 import trainer.data.storage
-from tests.data.http_store import HttpStore, serve
+from tests.data.http_store import serve
 from tests.data.test_faults import VICTIM
 from tests.data.test_loader import STEPS_PER_EPOCH, make_loader
 from trainer.data.batches import MicroBatch
@@ -27,17 +26,6 @@ from trainer.data.urls import join_url, redact
 from trainer.errors import BadInput
 
 PATIENT = {"retries": 3, "timeout": 20.0}
-
-
-@pytest.fixture
-def copy(shards, tmp_path) -> Path:
-    return Path(shutil.copytree(shards, tmp_path / "copy"))
-
-
-@pytest.fixture
-def store(copy) -> Iterator[HttpStore]:
-    with serve(copy) as store:
-        yield store
 
 
 @pytest.fixture(autouse=True)

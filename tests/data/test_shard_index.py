@@ -4,7 +4,6 @@ import json
 import pickle
 import shutil
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +12,6 @@ from tests.conftest import SHARD_EDGES
 from trainer.data.reader import parse_sample, read_samples
 from trainer.data.shard_index import ShardIndex, offsets_file, write_index
 from trainer.errors import BadInput
-
-
-@pytest.fixture
-def copy(shards, tmp_path) -> Path:
-    return Path(shutil.copytree(shards, tmp_path / "copy"))
 
 
 def test_a_directory_and_its_index_file_open_as_the_same(shards):

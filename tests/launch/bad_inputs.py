@@ -203,6 +203,23 @@ RECIPES = {
     "unknown answer to a full disk": override("checkpoint.on_error: .*'stop' or 'continue'", "checkpoint.on_error=cry"),
     "fewer retries than none": override("data.retries: .*greater than or equal to 0", "data.retries=-1"),
     "command without a number of samples": override("data: path is a pipe:.*set data.samples", "--data", "pipe:cat x"),
+    "cache without a size": override("data: cache is given without cache_size: set data.cache_size", "data.cache=/c"),
+    "size without a cache": override("data: cache_size is given without cache: set data.cache", "data.cache_size=1GB"),
+    "cache of nothing": override("data.cache_size: .*greater than or equal to", "data.cache=/c", "data.cache_size=1kB"),
+    "cache behind a URL": override(
+        "data: cache is s3://b/c, a URL: name a folder", "data.cache=s3://b/c", "data.cache_size=1GB"
+    ),
+    "cache for a command": override(
+        "data: cache: nothing of a pipe: .*leave",
+        "--data",
+        "pipe:cat x",
+        "data.samples=9",
+        "data.cache=/c",
+        "data.cache_size=1GB",
+    ),
+    "cache for files": override(
+        "data.cache keeps shards that lie behind a URL.*leave", "data.cache=/c", "data.cache_size=1GB"
+    ),
     "key twice": recipe_text("small.yaml, line 3: .*epochs .*twice", "train:\n  epochs: 1\n  epochs: 2\n"),
     "section that is a list": recipe_text(r"small.yaml: train must be a mapping of keys", "train: [1, 2]"),
     "section given in the file as a number": Row(

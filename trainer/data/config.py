@@ -4,7 +4,8 @@ from typing import Literal
 
 from pydantic import Field, field_serializer, model_validator
 
-from trainer.data.urls import PIPE, redact
+from trainer.byte_sizes import Bytes
+from trainer.data.urls import PIPE, redact, scheme_of
 from trainer.section import Section
 
 
@@ -12,7 +13,7 @@ class DataConfig(Section):
     """Where the shards are, how samples are mixed, and how images are augmented.
 
     `lanes` and `window` decide the order of samples (see `trainer.data.order`); a run keeps them for life.
-    `workers`, `prefetch` and `read_ahead` decide speed and memory only."""
+    `workers`, `prefetch`, `read_ahead` and the cache decide speed, memory and traffic only."""
 
     path: str | None = Field(
         default=None,
@@ -46,6 +47,17 @@ class DataConfig(Section):
         description="Seconds that one request to a URL may take; a read is two of them. For s3://, gs://, http(s):// "
         "and fsspec's other asynchronous filesystems; no effect on any other, nor on paths and pipe:.",
     )
+    cache: str | None = Field(
+        default=None,
+        description="A folder on each machine's own disk that keeps what was read of shards behind URLs, for all "
+        "processes of the machine and for later epochs and runs. Empty: nothing is kept.",
+    )
+    cache_size: Bytes | None = Field(
+        default=None,
+        ge=64 * 2**20,
+        description="The most that the files in `cache` may take, as 200GB or 500GiB; what was used longest ago goes. "
+        "Best all that a machine reads: the size of the shards.",
+    )
     on_bad_sample: Literal["raise", "skip-and-substitute"] = Field(
         default="raise",
         description="A damaged or undecodable sample stops the run, or another sample of its block stands in for it, "
@@ -76,6 +88,17 @@ class DataConfig(Section):
             raise ValueError("path is a pipe:, and nothing says how many samples an epoch has: set data.samples")
         if self.samples is not None and self.path is not None and not piped:
             raise ValueError("samples: only with a pipe:; the index of the shards says how many there are: remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_goes_with_urls(self) -> "DataConfig":
+        if (self.cache is None) != (self.cache_size is None):
+            given, missing = ("cache", "cache_size") if self.cache_size is None else ("cache_size", "cache")
+            raise ValueError(f"{given} is given without {missing}: set data.{missing} too, or leave both out")
+        if self.cache is not None and scheme_of(self.cache) is not None:
+            raise ValueError(f"cache is {redact(self.cache)}, a URL: name a folder on each machine's own disk")
+        if self.cache is not None and self.path is not None and self.path.startswith(PIPE):
+            raise ValueError("cache: nothing of a pipe: can be kept; leave cache and cache_size out")
         return self
 
     @field_serializer("path", when_used="json-unless-none")

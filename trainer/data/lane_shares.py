@@ -10,13 +10,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from trainer.data.augment import augment
 from trainer.data.batches import BatchLayout, Failure, Share
+from trainer.data.cache import open_storage
 from trainer.data.config import DataConfig
 from trainer.data.decode import UndecodableImage, decode_rgb
 from trainer.data.errors import BadSample, ShardError
 from trainer.data.order import LaneOrder
 from trainer.data.reader import LaneReader, RawSample, Sample, parse_sample
 from trainer.data.shard_index import ShardIndex
-from trainer.data.storage import Storage
 from trainer.data.tar_members import shown
 from trainer.errors import BadInput
 
@@ -46,7 +46,7 @@ class LaneShares(IterableDataset):
     def __iter__(self) -> Iterator[Share | Failure]:
         info = get_worker_info()
         worker, num_workers = (info.id, info.num_workers) if info else (0, 1)
-        storage = Storage(self._config.retries, self._config.timeout)
+        storage = open_storage(self._config)
         ahead = (
             (epoch, position) for epoch, positions in self._positions(worker, num_workers) for position in positions
         )

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.utils.data import IterableDataset
 
+from trainer.byte_sizes import show_bytes
 from trainer.data.batches import BatchLayout, Failure, MicroBatch, Share, assemble
 from trainer.data.config import DataConfig
 from trainer.data.errors import ShardError, WorkerFailed
@@ -118,21 +119,23 @@ class LaneLoader(Loader):
             num_workers=num_workers, prefetch=config.prefetch, pin_memory=pin_memory,
         )  # fmt: skip
         self._index = index
-        self._read_ahead = config.read_ahead
+        self._config = config
 
     def memory_bound(self) -> int:
         """Bytes of undecoded samples that this rank holds at most, for samples of mean size:
         (lanes / world_size + 2 · workers · read_ahead) · window · mean bytes of a sample. Twice, for a block that was
         read is held together with the samples that are cut out of it; without read_ahead that is one block a worker."""
         mean = sum(shard.num_bytes for shard in self._index.shards) / self.order.num_samples
-        read = max(1, self.num_workers) * max(1, 2 * self._read_ahead)
+        read = max(1, self.num_workers) * max(1, 2 * self._config.read_ahead)
         block = min(self.order.window, -(-self.order.num_samples // self.order.lanes))
         return round((self.order.lanes // self.layout.world_size + read) * block * mean)
 
     def describe(self) -> str:
+        cache, cache_size = self._config.cache, self._config.cache_size
+        kept = f"; cache of at most {show_bytes(cache_size)} in {cache}" if cache_size is not None else ""
         return (
             f"data: {self.order.lanes} lanes of blocks of {self.order.window}, {self.num_workers} workers per rank; "
-            f"at most {self.memory_bound() / 1e6:.0f} MB of undecoded images per rank"
+            f"at most {self.memory_bound() / 1e6:.0f} MB of undecoded images per rank{kept}"
         )
 
 

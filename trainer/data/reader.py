@@ -59,8 +59,8 @@ def _read_neighbours(
 ) -> dict[int, RawSample]:
     ranges = index.offsets[samples[0] : samples[-1] + 1]
     first, end = int(ranges[0, 0]), int(ranges[-1, 1])
-    location = index.shard_location(shard)
-    content = storage.read_range(location, first, end, index.shards[shard].num_bytes)
+    location, whole = index.shard_location(shard), index.shards[shard]
+    content = storage.read_range(location, first, end, whole.num_bytes, whole.sha256)
     # Copies, so that a sample's memory is free again once it is used, and not only when its whole block is. For the
     # moment of cutting, the block is held twice.
     return {

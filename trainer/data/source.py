@@ -5,7 +5,7 @@ from trainer.data.order import LaneOrder, Positions
 from trainer.data.pipe import PipeSource
 from trainer.data.shard_index import ShardIndex
 from trainer.data.storage import Storage
-from trainer.data.urls import PIPE
+from trainer.data.urls import PIPE, scheme_of
 from trainer.errors import BadInput
 
 DataSource = ShardIndex | PipeSource
@@ -21,7 +21,13 @@ def open_source(config: DataConfig, rank: int) -> DataSource:
         assert config.samples is not None  # DataConfig saw to it
         return PipeSource(config.path, config.samples)
     storage = Storage(config.retries, config.timeout)
-    return ShardIndex.open(config.path, storage=storage, check_remote_shards=rank == 0)
+    index = ShardIndex.open(config.path, storage=storage, check_remote_shards=rank == 0)
+    if config.cache is not None and not any(scheme_of(index.shard_location(n)) for n in range(len(index.shards))):
+        raise BadInput(
+            f"data.cache keeps shards that lie behind a URL, and all those of {index.name} are files already: leave "
+            "data.cache and data.cache_size out"
+        )
+    return index
 
 
 def positions_of(source: DataSource, config: DataConfig, *, seed: int, global_batch: int, world_size: int) -> Positions:

@@ -1,10 +1,10 @@
 """Byte ranges of files, on this machine or behind a URL, read with patience.
 
 Paths are opened directly. URLs go through fsspec (s3://, gs://, http(s)://, …) with one range request per read, no
-cache, and a second request for the object's size and ETag: fsspec hands on neither the status nor the headers of a
-range request. The size is compared with the index's, the ETag with what this process saw first. So an object that was
-rewritten in the same size before this process first read it passes here; tar headers out of place may tell, and
-`python -m data_tools verify`, which compares sha256, does.
+cache (`trainer.data.cache` adds one), and a second request for the object's size and ETag: fsspec hands on neither the
+status nor the headers of a range request. The size is compared with the index's, the ETag with what this process saw
+first. So an object that was rewritten in the same size before this process first read it passes here; tar headers out
+of place may tell, and `python -m data_tools verify`, which compares sha256, does.
 
 Credentials, endpoints and the like are given as the libraries behind fsspec want them: for S3 in AWS's environment
 variables (AWS_ENDPOINT_URL for a store that is not Amazon's) or ~/.aws, for any of them in fsspec's own configuration
@@ -74,8 +74,13 @@ class Storage:
         """A small file's whole content. Raises as `facts` does."""
         return self._patiently(lambda: self._content(location, None, None), location)
 
-    def read_range(self, location: str, start: int, end: int, size: int) -> bytes:
-        """Bytes start … end - 1 of a shard that has `size` bytes according to its index.
+    def version(self, location: str) -> str | None:
+        """Version of the file that ranges are being read from (empty if it has none); None before the first."""
+        return self._versions[location] or "" if location in self._versions else None
+
+    def read_range(self, location: str, start: int, end: int, size: int, digest: str = "") -> bytes:
+        """Bytes start … end - 1 of a shard that has `size` bytes according to its index. `digest`: the shard's sha256
+        there, by which a cache may know it; nothing is compared with it.
 
         Raises ShardError naming the shard and the range if they cannot be had, or if the shard has another size by now
         or another ETag than when this object first read it."""

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from trainer.data.cache import open_storage
 from trainer.data.shard_index import ShardIndex
-from trainer.data.storage import Storage
 from trainer.engine.engine import FreezingEngine
 from trainer.evaluation.encoder import Encoder, Precision
 from trainer.evaluation.on_shards import Extraction, knn_on_shards
@@ -38,7 +38,7 @@ class OnlineKnn:
         plan, config = self._plan, self._plan.recipe.evaluation
         assert plan.held_out is not None  # the plan opened it, since there is an interval
         assert isinstance(plan.index, ShardIndex)  # and refused a pipe
-        storage = Storage(plan.recipe.data.retries, plan.recipe.data.timeout)
+        storage = open_storage(plan.recipe.data)
         extraction = Extraction(config.batch, config.workers, [config.pool], storage, self._say, alive)
         return knn_on_shards(
             live_encoder(self._engine, plan.recipe.model, self._device, plan.ds.precision),

@@ -1,12 +1,14 @@
 """Accuracy on held-out shards: every image exactly once over all ranks, so the counts are exact."""
 
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from trainer.data.cache import open_storage
 from trainer.data.errors import ShardError
 from trainer.data.evaluation import EvaluationBatch, evaluation_batches
 from trainer.finetuning.mixing import normalised
@@ -45,15 +47,17 @@ class Validation:
         assert plan.validation is not None
         # float64 holds these counts exactly, and the loss travels with them
         totals = torch.zeros(4, dtype=torch.float64, device=self._device)
-        for batch in evaluation_batches(
-            plan.validation,
-            image_size=plan.recipe.model.image_size,
-            batch=plan.recipe.validation.batch,
-            rank=plan.ranks.rank,
-            world_size=plan.ranks.world_size,
-        ):
-            tick()
-            totals += self._count(batch)
+        with closing(open_storage(plan.recipe.data)) as storage:
+            for batch in evaluation_batches(
+                plan.validation,
+                image_size=plan.recipe.model.image_size,
+                batch=plan.recipe.validation.batch,
+                rank=plan.ranks.rank,
+                world_size=plan.ranks.world_size,
+                storage=storage,
+            ):
+                tick()
+                totals += self._count(batch)
         dist.all_reduce(totals)
         top1, top5, loss, images = totals.tolist()
         return Accuracy(top1 / images, top5 / images, loss / images, int(images))

@@ -1,0 +1,28 @@
+"""A copy of the shards that a test may spoil, and the same behind a real HTTP server."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.data.http_store import HttpStore, serve
+from trainer.data.cache_folder import CacheFolder
+
+
+@pytest.fixture
+def copy(shards, tmp_path) -> Path:
+    return Path(shutil.copytree(shards, tmp_path / "copy"))
+
+
+@pytest.fixture
+def store(copy) -> Iterator[HttpStore]:
+    with serve(copy) as store:
+        yield store
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Of a cache, as a run prepares it."""
+    CacheFolder(tmp_path / "cache", 10**9).prepare()
+    return tmp_path / "cache"
