@@ -1,4 +1,4 @@
-"""Two ranks and a small disk, shared by the tests of this folder."""
+"""Two ranks, three ranks, and a small disk, shared by the tests of this folder."""
 
 import shutil
 import subprocess
@@ -13,6 +13,12 @@ from tests.distributed import RankPool
 @pytest.fixture(scope="package")
 def two_ranks() -> Iterator[RankPool]:
     with RankPool(2) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="package")
+def three_ranks() -> Iterator[RankPool]:
+    with RankPool(3) as ranks:
         yield ranks
 
 

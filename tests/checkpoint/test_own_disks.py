@@ -1,0 +1,303 @@
+"""Checkpoints on the machines' own disks: saved in parts everywhere or nowhere, and put together when a run goes on."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.checkpoint.own_disks import (
+    resume,
+    resume_engine,
+    save_counts,
+    save_on_a_disk_that_is_full,
+    save_while,
+    train_and_save,
+)
+from tests.checkpoint.tensors import require_counted
+from tests.checkpoint.test_checkpoint_files import flip
+from tests.distributed import RankPool
+from tests.engine.cases import Setting
+from trainer.checkpoint.config import CheckpointConfig
+from trainer.checkpoint.find import checkpoints_at, newest_whole
+from trainer.checkpoint.manifest import (
+    DamagedCheckpoint,
+    ScatteredCheckpoint,
+    list_checkpoints,
+    read_manifest,
+    verify,
+    write_manifest,
+)
+from trainer.checkpoint.reader import Checkpoint
+from trainer.errors import BadInput
+from trainer.pretrained import load_pretrained
+
+FIRST, SECOND = "rank_00000.safetensors", "rank_00001.safetensors"
+STEP_5 = "step_00000005"
+
+
+def disks(tmp_path: Path, names: str) -> list[str]:
+    """The folder of checkpoints that each rank sees: 'abb' are two machines, of which the second has two ranks."""
+    return [str(tmp_path / name / "run" / "checkpoints") for name in names]
+
+
+def on(tmp_path: Path, machine: str) -> Path:
+    return tmp_path / machine / "run" / "checkpoints"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+# Saving
+
+
+def test_each_machine_gets_the_whole_manifest_and_the_files_of_its_own_ranks(
+    three_ranks: RankPool, tmp_path: Path
+) -> None:
+    three_ranks.run(save_counts, disks(tmp_path, "abb"), [5])
+    a, b = files(on(tmp_path, "a")), files(on(tmp_path, "b"))
+    third = "rank_00002.safetensors"
+    assert a.keys() == {"latest", f"{STEP_5}/manifest.json", f"{STEP_5}/{FIRST}"}
+    assert b.keys() == {"latest", f"{STEP_5}/manifest.json", f"{STEP_5}/{SECOND}", f"{STEP_5}/{third}"}
+    assert a[f"{STEP_5}/manifest.json"] == b[f"{STEP_5}/manifest.json"]
+    manifest = read_manifest(on(tmp_path, "a") / STEP_5)
+    assert manifest.hosts == {FIRST: "node-0", SECOND: "node-1", third: "node-2"}
+    assert manifest.files.keys() == manifest.hosts.keys()
+
+
+def test_on_a_shared_folder_nothing_is_said_of_machines(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "aa"), [5])
+    assert "hosts" not in json.loads((on(tmp_path, "a") / STEP_5 / "manifest.json").read_text())
+
+
+def test_every_machine_deletes_what_is_not_kept(two_ranks: RankPool, tmp_path: Path) -> None:
+    config = CheckpointConfig(keep_last=2, keep_every=4)
+    left = two_ranks.run(save_counts, disks(tmp_path, "ab"), [2, 4, 6, 7, 9], 3001, config)
+    assert left == [["latest", "step_00000004", "step_00000007", "step_00000009"]] * 2
+    assert (on(tmp_path, "b") / "latest").read_text() == "step_00000009"
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("what", ["_make_empty", "_write_rank_file", "_complete", "_give_name"])
+def test_what_fails_on_one_machine_fails_on_all_and_costs_no_earlier_checkpoint(
+    two_ranks: RankPool, tmp_path: Path, what: str, victim: int
+) -> None:
+    roots = disks(tmp_path, "ab")
+    two_ranks.run(save_counts, roots, [1])
+    before = [files(on(tmp_path, machine)) for machine in "ab"]
+    for error, left in two_ranks.run(save_while, roots, what, victim, 2):
+        assert (
+            f"step_00000002 not saved, earlier ones are intact: rank {victim} on node-{victim}: the disk fail" in error
+        )
+        assert left == ["latest", "step_00000001"]
+    assert [files(on(tmp_path, machine)) for machine in "ab"] == before
+
+
+def test_a_step_that_is_saved_again_and_fails_on_one_machine_is_there_as_before(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [1, 2])
+    before = [files(on(tmp_path, machine)) for machine in "ab"]
+    (error, left), _ = two_ranks.run(save_while, disks(tmp_path, "ab"), "_give_name", 1, 2)
+    assert "not saved" in error
+    assert left == ["latest", "step_00000001", "step_00000002"]
+    assert [files(on(tmp_path, machine)) for machine in "ab"] == before
+
+
+def test_nothing_older_goes_on_any_machine_while_the_newer_one_may_not_be_safe_on_another(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    config = CheckpointConfig(keep_last=1)
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [1], 3001, config)
+    outcomes = two_ranks.run(save_while, disks(tmp_path, "ab"), "sync_directory", 1, 2, config)
+    assert outcomes == [("saved", ["latest", "step_00000001", "step_00000002"])] * 2
+
+
+@pytest.mark.parametrize("notice_beforehand", [True, False])
+def test_a_disk_that_is_full_on_one_machine_costs_no_earlier_checkpoint_on_any(
+    two_ranks: RankPool, tmp_path: Path, small_disk: Path, notice_beforehand: bool
+) -> None:
+    roots = [*disks(tmp_path, "a"), str(small_disk / "checkpoints")]
+    for errors, left in two_ranks.run(save_on_a_disk_that_is_full, roots, notice_beforehand):
+        assert [bool(error) for error in errors] == [False, True, False]
+        assert f"rank 1 on node-1: {small_disk}/checkpoints/.step_00000002.tmp" in errors[1]
+        assert "the checkpoint needs 1,500,0" in errors[1]  # on that disk: half of it
+        assert left == [
+            ["latest", "step_00000001"],
+            ["latest", "step_00000001"],
+            ["latest", "step_00000001", "step_00000003"],
+        ]
+    assert [outcome.step for outcome in two_ranks.run(resume, roots)] == [3, 3]
+
+
+# Going on
+
+
+@pytest.mark.parametrize("setting", [Setting(1, "fp32"), Setting(3, "fp32")], ids=str)
+def test_every_tensor_is_back_on_the_same_machines_on_more_ranks_and_with_a_new_machine(
+    two_ranks: RankPool, three_ranks: RankPool, tmp_path: Path, setting: Setting
+) -> None:
+    saved = two_ranks.run(train_and_save, setting, disks(tmp_path, "ab"))[0]
+    assert len({kind for kind, _ in saved}) == 3
+    for machine in "ab":
+        shutil.copytree(tmp_path / machine, tmp_path / "kept" / machine)
+    for pool, machines in ((two_ranks, "ab"), (three_ranks, "abb"), (three_ranks, "abc"), (three_ranks, "cba")):
+        for machine in "abc":  # as they were when they had saved
+            shutil.rmtree(tmp_path / machine, ignore_errors=True)
+            if machine != "c":
+                shutil.copytree(tmp_path / "kept" / machine, tmp_path / machine)
+        for loaded in pool.run(resume_engine, setting, disks(tmp_path, machines)):
+            assert loaded.keys() == saved.keys()
+            assert all(np.array_equal(loaded[key], saved[key]) for key in saved), machines
+        for machine in machines:
+            verify(list_checkpoints(on(tmp_path, machine))[0])
+
+
+def test_what_was_gathered_is_whole_on_each_machine_alone(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    for outcome in two_ranks.run(resume, disks(tmp_path, "ab")):
+        assert outcome.step == 5
+        assert "gathering step_00000005: not all 2 storages have 2 files of 0." in outcome.said[0]
+        assert outcome.said[-1].startswith("gathered step_00000005 in ")
+    assert files(on(tmp_path, "a")) == files(on(tmp_path, "b"))
+    shutil.rmtree(tmp_path / "a")
+    for outcome in two_ranks.run(resume, disks(tmp_path, "bb")):  # a machine is dropped
+        assert (outcome.step, outcome.said) == (5, [])  # and nothing is to be gathered
+
+
+def test_a_gathering_that_was_broken_off_is_taken_up(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    a, b = (on(tmp_path, machine) / STEP_5 for machine in "ab")
+    shutil.copy(a / FIRST, b)  # that much had come
+    (a / f"{SECOND}.tmp").write_bytes(b"half")
+    assert "1 files" in two_ranks.run(resume, disks(tmp_path, "ab"))[0].said[0]
+    assert sorted(path.name for path in a.iterdir()) == ["manifest.json", FIRST, SECOND]
+
+
+def test_a_machine_that_is_missing_is_named_and_the_newest_that_is_complete_is_taken(
+    two_ranks: RankPool, tmp_path: Path
+) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    two_ranks.run(resume, disks(tmp_path, "ab"))
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [10])
+    for outcome in two_ranks.run(resume, disks(tmp_path, "ac")):
+        assert outcome.step == 5
+        assert outcome.said[0].startswith("passing over a checkpoint that is not all here: ")
+        assert (
+            "step_00000010: 1 of its 2 files are on other machines' own disks (rank_00001.safetensors of node-1): "
+            "resume the run with those machines, which gathers them, or copy the files together" in outcome.said[0]
+        )
+    verify(on(tmp_path, "c") / STEP_5)
+    assert two_ranks.run(resume, disks(tmp_path, "ba"))[0].step == 10  # it is back, and another rank's
+
+
+def test_a_run_of_which_no_checkpoint_is_complete_is_not_started_anew(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5, 10])
+    before = files(on(tmp_path, "b"))
+    for outcome in two_ranks.run(resume, disks(tmp_path, "cb")):
+        assert outcome.step is None
+        assert "step_00000010: 1 of its 2 files are on other machines' own disks" in outcome.refusal
+        assert "rank_00000.safetensors of node-0" in outcome.refusal
+    assert files(on(tmp_path, "b")) == before
+
+
+def test_a_file_that_is_damaged_where_it_alone_is_costs_its_checkpoint(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5, 10])
+    flip(on(tmp_path, "b") / "step_00000010" / SECOND)
+    for outcome in two_ranks.run(resume, disks(tmp_path, "ab")):
+        assert outcome.step == 5
+        assert "passing over a damaged checkpoint: rank 1 on node-1: " in outcome.said[0]
+        assert f"{SECOND}: sha256 differs from the manifest's" in outcome.said[0]
+
+
+@pytest.mark.parametrize("damaged", [SECOND, "manifest.json"])
+def test_a_damaged_copy_is_replaced_by_a_whole_one(two_ranks: RankPool, tmp_path: Path, damaged: str) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    two_ranks.run(resume, disks(tmp_path, "ab"))
+    flip(on(tmp_path, "b") / STEP_5 / damaged)
+    for outcome in two_ranks.run(resume, disks(tmp_path, "ab")):
+        assert outcome.step == 5
+        assert "a copy is damaged, another storage has it whole: " in outcome.said[0]
+        assert damaged in outcome.said[0]
+    verify(on(tmp_path, "b") / STEP_5)
+
+
+def test_of_a_step_that_was_taken_twice_the_one_that_is_complete_counts(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5], 3001)
+    shutil.rmtree(tmp_path / "a")
+    two_ranks.run(save_counts, disks(tmp_path, "aa"), [5], 7001)  # machine b was left out when it was taken again
+    assert [outcome.step for outcome in two_ranks.run(resume, disks(tmp_path, "ba"))] == [5, 5]
+    for machine in "ab":
+        assert Checkpoint(on(tmp_path, machine) / STEP_5).numel("trained") == 7001
+    (aside,) = on(tmp_path, "b").glob("set_aside_step_00000005_*")
+    assert (aside / SECOND).is_file()
+
+
+def test_a_machine_without_room_is_named_before_anything_is_sent(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    before = [files(on(tmp_path, machine)) for machine in "ab"]
+    needed = (on(tmp_path, "a") / STEP_5 / FIRST).stat().st_size
+    for outcome in two_ranks.run(resume, disks(tmp_path, "ab"), True, needed - 1):
+        assert outcome.step is None
+        assert outcome.refusal == (
+            f"rank 1 on node-1: {on(tmp_path, 'b') / STEP_5}: no room to gather it ({needed:,} bytes are needed, "
+            f"{needed - 1:,} are free): make room, or leave this machine out"
+        )
+    assert [files(on(tmp_path, machine)) for machine in "ab"] == before
+    assert two_ranks.run(resume, disks(tmp_path, "ab"), True, needed)[0].step == 5
+
+
+def test_a_disk_that_is_full_though_it_did_not_look_so_stops_all_ranks_with_one_line(
+    two_ranks: RankPool, tmp_path: Path, small_disk: Path
+) -> None:
+    roots = [*disks(tmp_path, "a"), str(small_disk / "checkpoints")]
+    two_ranks.run(save_counts, roots, [5], 250_000)  # a file of 1.5 MB on each
+    (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**20))
+    for outcome in two_ranks.run(resume, roots, True, None, True):
+        assert outcome.refusal == (
+            f"rank 1 on node-1: {small_disk}/checkpoints/{STEP_5}/{FIRST}: cannot be gathered (No space left on device)"
+            ": mend that, or leave this machine out"
+        )
+    assert sorted(path.name for path in (small_disk / "checkpoints" / STEP_5).iterdir()) == ["manifest.json", SECOND]
+    (small_disk / "filler").unlink()
+    assert [outcome.step for outcome in two_ranks.run(resume, roots)] == [5, 5]
+
+
+# One machine's folder alone
+
+
+def test_who_looks_at_one_machine_alone_is_told_where_the_other_files_are(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5, 10])
+    directory = on(tmp_path, "a") / "step_00000010"
+    words = r"1 of its 2 files are on other machines' own disks \(rank_00001.safetensors of node-1\): resume the run wi"
+    for look in (verify, Checkpoint):
+        with pytest.raises(ScatteredCheckpoint, match=f"step_00000010: {words}"):
+            look(directory)
+    said: list[str] = []
+    with pytest.raises(ScatteredCheckpoint, match=f"step_00000010: {words}"):
+        newest_whole(checkpoints_at(tmp_path / "a" / "run", "--checkpoint"), said.append, verify)
+    assert [line.split(":")[0] for line in said] == ["passing over a checkpoint that is not all here"] * 2
+    with pytest.raises(BadInput, match=f"pre-trained weights: .*step_00000010: {words}"):
+        load_pretrained(tmp_path / "a" / "run")
+    shutil.copy(on(tmp_path, "b") / "step_00000010" / SECOND, directory)  # copied together, as the words say
+    verify(directory)
+    require_counted(directory)
+
+
+def test_a_file_that_is_missing_from_a_shared_folder_is_damage(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "aa"), [5])
+    directory = on(tmp_path, "a") / STEP_5
+    (directory / SECOND).unlink()
+    with pytest.raises(DamagedCheckpoint, match=f"{SECOND}: missing") as raised:
+        verify(directory)
+    assert not isinstance(raised.value, ScatteredCheckpoint)
+
+
+def test_a_manifest_that_names_machines_keeps_its_checksum(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    directory = on(tmp_path, "a") / STEP_5
+    before = (directory / "manifest.json").read_bytes()
+    write_manifest(directory, read_manifest(directory))
+    assert (directory / "manifest.json").read_bytes() == before
