@@ -1,6 +1,7 @@
 """A run's start on two real ranks: what is refused leaves the run directory as it was."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -88,15 +89,17 @@ FIRST, SECOND = "rank_00000.safetensors", "rank_00001.safetensors"
 
 @pytest.fixture
 def machines(tmp_path: Path, shards: Path) -> list[str]:
-    """Two, each with its half of a checkpoint that both wrote at step 5; the second with a later one that is damaged."""
-    folders = [tmp_path / "a", tmp_path / "b"]
-    for rank, folder in enumerate(folders):
-        folder.mkdir()
-        plan = plan_in(folder, shards, Ranks(rank, rank, 2, 1), {})
-        hosts = {FIRST: "node-0", SECOND: "node-1"}
-        (write_checkpoint_of(plan, 5, 2, hosts=hosts) / (SECOND, FIRST)[rank]).unlink()
-    (tmp_path / "b" / "run" / "checkpoints" / "step_00000010").mkdir()
-    return [str(folder) for folder in folders]
+    """Two, each with its half of a checkpoint of step 5; the second also with a later one that is damaged."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    plan = plan_in(first, shards, Ranks(0, 0, 2, 1), {})
+    written = write_checkpoint_of(plan, 5, 2, hosts={FIRST: "node-0", SECOND: "node-1"})
+    shutil.copytree(first / "run", second / "run")
+    (written / SECOND).unlink()
+    there = second / "run" / "checkpoints"
+    (there / written.name / FIRST).unlink()
+    (there / "step_00000010").mkdir()
+    return [str(first), str(second)]
 
 
 def test_on_own_disks_each_machine_is_made_ready_and_what_is_of_the_whole_run_is_rank_zeros(
