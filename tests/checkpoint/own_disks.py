@@ -37,16 +37,18 @@ SMALL_PIECES = 1000
 
 
 @contextmanager
-def on_own_host() -> Iterator[None]:
-    """node-0, node-1, … by rank."""
-    with mock.patch("socket.gethostname", return_value=f"node-{dist.get_rank()}"):
+def on_own_host(folder: Path) -> Iterator[None]:
+    """…/b/run/checkpoints is on node-b."""
+    machine = next(part for part in reversed(folder.parts) if part not in ("run", "checkpoints"))
+    with mock.patch("socket.gethostname", return_value=f"node-{machine}"):
         yield
 
 
 def leaders(folders: list[str]) -> tuple[int, ...] | str:
     """The storages of a folder for each rank, or how finding them ended."""
+    folder = Path(folders[dist.get_rank()])
     try:
-        with on_own_host(), finding_storages(Path(folders[dist.get_rank()])) as storages:
+        with on_own_host(folder), finding_storages(folder) as storages:
             return storages.leaders
     except BadInput as error:
         return str(error)
@@ -56,7 +58,7 @@ def hold(outputs: list[str]) -> list[str] | str:
     """Hold the output of each rank for a moment: the locks there meanwhile, or how that ended."""
     output = Path(outputs[dist.get_rank()])
     try:
-        with on_own_host(), holding_output(output):
+        with on_own_host(output), holding_output(output):
             dist.barrier()
             return sorted(path.name for path in output.iterdir())
     except BadInput as error:
@@ -82,7 +84,7 @@ def save_counts(
 ) -> list[str]:
     """A `Counting` state saved at each of `steps`; what is in this rank's root."""
     root, state = Path(roots[dist.get_rank()]), Counting(numel)
-    with on_own_host(), finding_storages(root) as storages:
+    with on_own_host(root), finding_storages(root) as storages:
         for step in steps:
             state.count(step)
             _save(root, state, step, storages, config)
@@ -109,7 +111,7 @@ def resume(roots: list[str], check: bool = True, room: int | None = None, plenty
     `room`: bytes that are free on rank 1's disk, if not what is. `plenty`: all is free, as a quota has it."""
     root, said = Path(roots[dist.get_rank()]), list[str]()
     with ExitStack() as stack:
-        stack.enter_context(on_own_host())
+        stack.enter_context(on_own_host(root))
         stack.enter_context(mock.patch.object(gather_module, "PIECE_BYTES", SMALL_PIECES))
         if plenty or (room is not None and dist.get_rank() == 1):
             free = PLENTY if plenty else PLENTY._replace(free=room)
@@ -152,7 +154,7 @@ def save_while(
             return real(*arguments)
         raise OSError(f"the disk fails in {what}")
 
-    with on_own_host(), finding_storages(root) as storages:
+    with on_own_host(root), finding_storages(root) as storages:
         state.count(step)
         with mock.patch.object(writer_module, what, failing):
             try:
@@ -169,7 +171,7 @@ def save_on_a_disk_that_is_full(roots: list[str], notice_beforehand: bool) -> tu
     root, state = Path(roots[dist.get_rank()]), Counting(250_000)
     filler = root.with_name("filler")
     errors, left = [], []
-    with on_own_host(), finding_storages(root) as storages:
+    with on_own_host(root), finding_storages(root) as storages:
         for step in (1, 2, 3):
             if storages.rank == 1 and step == 2:
                 filler.write_bytes(bytes(shutil.disk_usage(root).free - 2**20))

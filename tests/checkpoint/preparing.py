@@ -56,7 +56,7 @@ def start_on_own_disks(folders: list[str], shards: str, resume: list[str]) -> tu
     """The same, with a folder and a `--resume` for each rank, under the locks; and what is in this rank's run then."""
     rank = dist.get_rank()
     plan = plan_in(Path(folders[rank]), Path(shards), Ranks(rank, rank, dist.get_world_size(), 1), {})
-    with on_own_host():
+    with on_own_host(plan.output):
         try:
             with holding_output(plan.output) as storages:
                 checkpoint = choose_checkpoint(plan, resume[rank], storages)

@@ -63,7 +63,7 @@ def test_each_machine_gets_the_whole_manifest_and_the_files_of_its_own_ranks(
     assert b.keys() == {"latest", f"{STEP_5}/manifest.json", f"{STEP_5}/{SECOND}", f"{STEP_5}/{third}"}
     assert a[f"{STEP_5}/manifest.json"] == b[f"{STEP_5}/manifest.json"]
     manifest = read_manifest(on(tmp_path, "a") / STEP_5)
-    assert manifest.hosts == {FIRST: "node-0", SECOND: "node-1", third: "node-2"}
+    assert manifest.hosts == {FIRST: "node-a", SECOND: "node-b", third: "node-b"}
     assert manifest.files.keys() == manifest.hosts.keys()
 
 
@@ -89,7 +89,8 @@ def test_what_fails_on_one_machine_fails_on_all_and_costs_no_earlier_checkpoint(
     before = [files(on(tmp_path, machine)) for machine in "ab"]
     for error, left in two_ranks.run(save_while, roots, what, victim, 2):
         assert (
-            f"step_00000002 not saved, earlier ones are intact: rank {victim} on node-{victim}: the disk fail" in error
+            f"step_00000002 not saved, earlier ones are intact: rank {victim} on node-{'ab'[victim]}: the disk fail"
+            in error
         )
         assert left == ["latest", "step_00000001"]
     assert [files(on(tmp_path, machine)) for machine in "ab"] == before
@@ -122,7 +123,7 @@ def test_a_disk_that_is_full_on_one_machine_costs_no_earlier_checkpoint_on_any(
     roots = [*disks(tmp_path, "a"), str(small_disk / "checkpoints")]
     for errors, left in two_ranks.run(save_on_a_disk_that_is_full, roots, notice_beforehand):
         assert [bool(error) for error in errors] == [False, True, False]
-        assert f"rank 1 on node-1: {small_disk}/checkpoints/.step_00000002.tmp" in errors[1]
+        assert f"rank 1 on node-disk: {small_disk}/checkpoints/.step_00000002.tmp" in errors[1]
         assert "the checkpoint needs 1,500,0" in errors[1]  # on that disk: half of it
         assert left == [
             ["latest", "step_00000001"],
@@ -186,11 +187,20 @@ def test_a_machine_that_is_missing_is_named_and_the_newest_that_is_complete_is_t
         assert outcome.step == 5
         assert outcome.said[0].startswith("passing over a checkpoint that is not all here: ")
         assert (
-            "step_00000010: 1 of its 2 files are on other machines' own disks (rank_00001.safetensors of node-1): "
-            "resume the run with those machines, which gathers them, or copy the files together" in outcome.said[0]
+            "step_00000010: 1 of its 2 files not here but on other machines' own disks (rank_00001.safetensors of "
+            "node-b): resume the run with those machines, which gathers them, or copy the files together"
+            in outcome.said[0]
         )
     verify(on(tmp_path, "c") / STEP_5)
     assert two_ranks.run(resume, disks(tmp_path, "ba"))[0].step == 10  # it is back, and another rank's
+
+
+def test_a_file_that_its_own_machine_lacks_is_not_sought_elsewhere(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5, 10])
+    (on(tmp_path, "b") / "step_00000010" / SECOND).unlink()
+    for outcome in two_ranks.run(resume, disks(tmp_path, "ab")):
+        assert outcome.step == 5
+        assert f"step_00000010: {SECOND} is not on node-b either: the run ended while it saved that" in outcome.said[0]
 
 
 def test_a_run_of_which_no_checkpoint_is_complete_is_not_started_anew(two_ranks: RankPool, tmp_path: Path) -> None:
@@ -198,8 +208,8 @@ def test_a_run_of_which_no_checkpoint_is_complete_is_not_started_anew(two_ranks:
     before = files(on(tmp_path, "b"))
     for outcome in two_ranks.run(resume, disks(tmp_path, "cb")):
         assert outcome.step is None
-        assert "step_00000010: 1 of its 2 files are on other machines' own disks" in outcome.refusal
-        assert "rank_00000.safetensors of node-0" in outcome.refusal
+        assert "step_00000010: 1 of its 2 files not here but on other machines' own disks" in outcome.refusal
+        assert "rank_00000.safetensors of node-a" in outcome.refusal
     assert files(on(tmp_path, "b")) == before
 
 
@@ -208,7 +218,7 @@ def test_a_file_that_is_damaged_where_it_alone_is_costs_its_checkpoint(two_ranks
     flip(on(tmp_path, "b") / "step_00000010" / SECOND)
     for outcome in two_ranks.run(resume, disks(tmp_path, "ab")):
         assert outcome.step == 5
-        assert "passing over a damaged checkpoint: rank 1 on node-1: " in outcome.said[0]
+        assert "passing over a damaged checkpoint: rank 1 on node-b: " in outcome.said[0]
         assert f"{SECOND}: sha256 differs from the manifest's" in outcome.said[0]
 
 
@@ -242,7 +252,7 @@ def test_a_machine_without_room_is_named_before_anything_is_sent(two_ranks: Rank
     for outcome in two_ranks.run(resume, disks(tmp_path, "ab"), True, needed - 1):
         assert outcome.step is None
         assert outcome.refusal == (
-            f"rank 1 on node-1: {on(tmp_path, 'b') / STEP_5}: no room to gather it ({needed:,} bytes are needed, "
+            f"rank 1 on node-b: {on(tmp_path, 'b') / STEP_5}: no room to gather it ({needed:,} bytes are needed, "
             f"{needed - 1:,} are free): make room, or leave this machine out"
         )
     assert [files(on(tmp_path, machine)) for machine in "ab"] == before
@@ -257,8 +267,8 @@ def test_a_disk_that_is_full_though_it_did_not_look_so_stops_all_ranks_with_one_
     (small_disk / "filler").write_bytes(bytes(shutil.disk_usage(small_disk).free - 2**20))
     for outcome in two_ranks.run(resume, roots, True, None, True):
         assert outcome.refusal == (
-            f"rank 1 on node-1: {small_disk}/checkpoints/{STEP_5}/{FIRST}: cannot be gathered (No space left on device)"
-            ": mend that, or leave this machine out"
+            f"rank 1 on node-disk: {small_disk}/checkpoints/{STEP_5}/{FIRST}: cannot be gathered (No space left on "
+            "device): mend that, or leave this machine out"
         )
     assert sorted(path.name for path in (small_disk / "checkpoints" / STEP_5).iterdir()) == ["manifest.json", SECOND]
     (small_disk / "filler").unlink()
@@ -271,7 +281,7 @@ def test_a_disk_that_is_full_though_it_did_not_look_so_stops_all_ranks_with_one_
 def test_who_looks_at_one_machine_alone_is_told_where_the_other_files_are(two_ranks: RankPool, tmp_path: Path) -> None:
     two_ranks.run(save_counts, disks(tmp_path, "ab"), [5, 10])
     directory = on(tmp_path, "a") / "step_00000010"
-    words = r"1 of its 2 files are on other machines' own disks \(rank_00001.safetensors of node-1\): resume the run wi"
+    words = r"1 of its 2 files not here but on other machines' own disks \(rank_00001.safetensors of node-b\): resume"
     for look in (verify, Checkpoint):
         with pytest.raises(ScatteredCheckpoint, match=f"step_00000010: {words}"):
             look(directory)

@@ -93,7 +93,7 @@ def machines(tmp_path: Path, shards: Path) -> list[str]:
     first, second = tmp_path / "a", tmp_path / "b"
     first.mkdir()
     plan = plan_in(first, shards, Ranks(0, 0, 2, 1), {})
-    written = write_checkpoint_of(plan, 5, 2, hosts={FIRST: "node-0", SECOND: "node-1"})
+    written = write_checkpoint_of(plan, 5, 2, hosts={FIRST: "node-a", SECOND: "node-b"})
     shutil.copytree(first / "run", second / "run")
     (written / SECOND).unlink()
     there = second / "run" / "checkpoints"
@@ -143,7 +143,7 @@ def test_a_resume_that_one_machine_refuses_all_refuse(
     here = [str(tmp_path / "c"), machines[1]]
     outcomes = two_ranks.run(start_on_own_disks, here, str(shards), ["never"] * 2)
     root = f"{machines[1]}/run/checkpoints"
-    refusal = f"rank 1 on node-1: --resume never: {root} already holds step_00000010; choose another --output"
+    refusal = f"rank 1 on node-b: --resume never: {root} already holds step_00000010; choose another --output"
     assert [outcome for outcome, _ in outcomes] == [refusal] * 2
     nowhere = str(tmp_path / "nowhere")
     outcomes = two_ranks.run(start_on_own_disks, here, str(shards), [nowhere] * 2)

@@ -40,7 +40,7 @@ def test_ranks_are_grouped_by_the_folder_that_they_see(
 def test_a_machine_that_cannot_make_the_folder_is_named_by_all(three_ranks: RankPool, tmp_path: Path) -> None:
     (tmp_path / "b").write_text("no folder")
     b = tmp_path / "b" / "run"
-    refusal = f"rank 1 on node-1: --output {b}: cannot be written (Not a directory): choose another, or mend that"
+    refusal = f"rank 1 on node-b: --output {b}: cannot be written (Not a directory): choose another, or mend that"
     assert three_ranks.run(leaders, folders(tmp_path, "abb")) == [refusal] * 3
     assert [path.name for path in tmp_path.iterdir()] == ["b"]  # what rank 0 had made by then is gone
 
@@ -59,7 +59,7 @@ def test_a_machine_that_sees_the_folder_but_may_not_write_into_it_is_named(
         (outcome, *others) = three_ranks.run(leaders, folders(tmp_path, "aar"))
     finally:
         subprocess.run(["umount", "--lazy", read_only], check=True)
-    assert outcome.startswith(f"rank 2 on node-2: --output {read_only}/run: cannot be written (Permission denied)")
+    assert outcome.startswith(f"rank 2 on node-r: --output {read_only}/run: cannot be written (Permission denied)")
     assert others == [outcome] * 2
 
 
@@ -77,7 +77,7 @@ def test_a_run_that_works_on_one_of_the_machines_keeps_another_out_of_all(
     lock = RunLock(output, pytest.fail)
     outcome, *others = three_ranks.run(hold, folders(tmp_path, "abb"))
     lock.release()
-    named = f"rank {rank} on node-{rank}: " if rank else ""
+    named = f"rank {rank} on node-{taken}: " if rank else ""
     assert re.match(rf"{named}--output {output}: the run on .* works there; stop it", outcome)
     assert others == [outcome] * 2
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted([taken, "run"])  # and holds no lock elsewhere

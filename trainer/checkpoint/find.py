@@ -4,6 +4,7 @@
 pointer can only be stale.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -151,7 +152,7 @@ def verify_together(directory: Path, say: Callable[[str], None], storages: Stora
     because another storage has the same file whole."""
     storages = storages or Storages.shared()
     copies = storages.on_each(lambda: _look_at(directory))
-    manifest = _most_complete(directory, list(copies.values()))
+    manifest = _most_complete(directory, list(copies.values()), storages)
     held = {leader: copy.files for leader, copy in copies.items() if copy.manifest == manifest}
     neighbours = storages.ranks_of(storages.leader)
     mine = sorted(held.get(storages.leader, ()))[neighbours.index(storages.rank) :: len(neighbours)]
@@ -170,8 +171,8 @@ def verify_together(directory: Path, say: Callable[[str], None], storages: Stora
     for (_, name), text in damaged.items():
         if not any(name in files for files in held.values()):
             raise DamagedCheckpoint(text)
-    spoilt = [copy.damage for copy in copies.values() if copy.manifest is None and not copy.absent]
-    for text in [*spoilt, *damaged.values()]:
+    spoilt = {leader: copy.damage for leader, copy in copies.items() if copy.manifest is None and not copy.absent}
+    for text in [*(f"{storages.name(leader)}: {text}" for leader, text in spoilt.items()), *damaged.values()]:
         say(f"a copy is damaged, another storage has it whole: {text}")
     return WholeCheckpoint(manifest, held)
 
@@ -180,20 +181,26 @@ def _look_at(directory: Path) -> _Copy:
     try:
         manifest = read_manifest(directory)
     except DamagedCheckpoint as error:
-        return _Copy(None, damage=str(error), absent=not directory.exists())
+        return _Copy(None, damage=str(error), absent=not os.path.lexists(directory))
     return _Copy(manifest, frozenset(manifest.files) - frozenset(files_missing(directory, manifest)))
 
 
-def _most_complete(directory: Path, copies: list[_Copy]) -> Manifest:
+def _most_complete(directory: Path, copies: list[_Copy], storages: Storages) -> Manifest:
     """The manifest whose files are all there on the storages that have it. (They have different ones where one of them
     was left out when a step was taken again.) Raises `DamagedCheckpoint`."""
-    manifests = [copy.manifest for copy in copies if copy.manifest is not None]
-    if not manifests:
-        raise DamagedCheckpoint(min((copy.absent, copy.damage) for copy in copies)[1])
-    for manifest in manifests:
+    incomplete: list[tuple[Manifest, list[str]]] = []
+    for manifest in (copy.manifest for copy in copies if copy.manifest is not None):
         missing = set(manifest.files).difference(*(copy.files for copy in copies if copy.manifest == manifest))
         if not missing:
             return manifest
-    first = manifests[0]
-    missing = set(first.files).difference(*(copy.files for copy in copies if copy.manifest == first))
-    raise not_here(directory, first, sorted(missing))
+        incomplete.append((manifest, sorted(missing)))
+    if not incomplete:
+        raise DamagedCheckpoint(min((copy.absent, copy.damage) for copy in copies)[1])
+    first, names = incomplete[0]
+    for name in names:
+        if first.hosts.get(name) not in storages.hosts:
+            raise not_here(directory, first, names)
+    raise DamagedCheckpoint(
+        f"{directory}: {names[0]} is not on {first.hosts[names[0]]} either: the run ended while it saved that step, or "
+        "the file was deleted"
+    )

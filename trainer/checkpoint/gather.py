@@ -42,7 +42,7 @@ def gather(directory: Path, whole: WholeCheckpoint, storages: Storages, say: Cal
         return
     started, size = time.monotonic(), sum(whole.manifest.files[name].bytes for name in names)
     storages.on_each(lambda: _require_room(directory, whole, lacking[storages.rank]))
-    storages.on_each(lambda: _make_ready(directory, whole, storages.rank))
+    storages.on_each(lambda: _make_ready(directory, whole, storages))
     say(f"gathering {directory.name}: not all {len(lacking)} storages have {len(names)} files of {size / 1e6:.1f} MB")
     progress = Progress(f"gathering {directory.name}", size, say)
     with contextlib.closing(_Gathering(directory, whole, storages, lacking, progress)) as gathering:
@@ -62,14 +62,15 @@ def _require_room(directory: Path, whole: WholeCheckpoint, lacking: set[str]) ->
         )
 
 
-def _make_ready(directory: Path, whole: WholeCheckpoint, leader: int) -> None:
+def _make_ready(directory: Path, whole: WholeCheckpoint, storages: Storages) -> None:
     """The folder with the manifest, which then lacks files, as it does where the files were written. What is there of
     another or a damaged manifest makes way."""
-    if leader in whole.held:
+    if storages.rank in whole.held:
         return
     try:
         if directory.exists() and any(directory.iterdir()):
-            set_aside(directory)
+            aside = set_aside(directory)
+            storages.say(f"set aside {directory.name}, damaged or not that of the others: delete {aside} if unwanted")
         directory.mkdir(parents=True, exist_ok=True)
         write_manifest(directory, whole.manifest)
     except OSError as error:

@@ -153,7 +153,7 @@ def not_here(directory: Path, manifest: Manifest, missing: list[str]) -> Damaged
         by_host.setdefault(manifest.hosts.get(name, "another machine"), []).append(name)
     shown = [f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} of {host}" for host, names in by_host.items()]
     return ScatteredCheckpoint(
-        f"{directory}: {len(missing)} of its {len(manifest.files)} files are on other machines' own disks "
+        f"{directory}: {len(missing)} of its {len(manifest.files)} files not here but on other machines' own disks "
         f"({'; '.join(shown)}): resume the run with those machines, which gathers them, or copy the files together"
     )
 
