@@ -12,10 +12,9 @@ REPOSITORY = Path(__file__).parents[2]
 ROUNDS, SEED = 16, 0
 
 
-@pytest.mark.slow
-def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def rounds_of(module: str, *arguments: str) -> list[dict]:
     done = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.kills", tmp_path, str(ROUNDS), str(SEED)],
+        [sys.executable, "-m", f"tests.checkpoint.{module}", *arguments],
         env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
         cwd=REPOSITORY,
         capture_output=True,
@@ -23,7 +22,12 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path
         timeout=400,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    rounds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+    rounds = rounds_of("kills", str(tmp_path), str(ROUNDS), str(SEED))
     assert len(rounds) == ROUNDS
     for kill in rounds:
         assert kill["damaged"] == []  # what has its name is whole: nothing had to be passed over
@@ -35,16 +39,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path
 def test_a_kill_between_the_saves_of_two_machines_leaves_a_checkpoint_that_is_complete_over_both(
     tmp_path: Path,
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.split_kills", tmp_path],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    rounds = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    rounds = rounds_of("split_kills", str(tmp_path))
     assert len(rounds) == 8
     for kill in rounds:
         survivor = 1 - kill["victim"]
