@@ -46,7 +46,7 @@ def test_a_kill_between_the_saves_of_two_machines_leaves_a_checkpoint_that_is_co
         named = kill["place"] not in ("_complete", "_give_name")  # on the victim's machine too, before it died
         assert kill["ends"][kill["victim"]] == -9
         assert kill["ends"][survivor] == (0 if named else 7), kill  # what is told of the save is true
-        assert kill["found"] == [3, 3] if named else [2, 2], kill
+        assert kill["found"] == ([3, 3] if named else [2, 2]), kill
         assert "step_00000002" in kill["left"][survivor] or kill["place"] == "_keep_house", kill
     between = next(kill for kill in rounds if kill["place"] == "_give_name")
     assert "step_00000003" in between["left"][1]  # it had its name on the one machine, and not on the other
