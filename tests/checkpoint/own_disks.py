@@ -93,7 +93,7 @@ def save_counts(
 
 def _save(root: Path, state: Counting, step: int, storages: Storages, config: CheckpointConfig | None = None) -> None:
     about = manifest(step, state.shapes, world_size=dist.get_world_size())
-    save_checkpoint(root, about, state, state.archive, config or CheckpointConfig(keep_last=9), storages=storages)  # type: ignore[arg-type]
+    save_checkpoint(root, about, state, state.archive, config or CheckpointConfig(keep_last=9), storages=storages)
 
 
 @dataclass

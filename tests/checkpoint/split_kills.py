@@ -82,7 +82,7 @@ def _save(root: Path, dies: bool, place: str) -> int:
         saves = BackgroundSaves(root, CheckpointConfig(keep_last=1), lambda reason: None, storages)
         for step in range(1, LAST_STEP + 1):
             state.count(step)
-            saves.save(manifest(step, state.shapes, world_size=2), state, state.archive)  # type: ignore[arg-type]
+            saves.save(manifest(step, state.shapes, world_size=2), state, state.archive)
             saves.wait()
         return 7 if saves.failed else 0
 

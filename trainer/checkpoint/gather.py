@@ -37,7 +37,7 @@ def gather(directory: Path, whole: WholeCheckpoint, storages: Storages, say: Cal
     `say` is told how far it has come. Raises `BadInput` on every rank where there is no room, before anything is sent,
     and where a file cannot be written."""
     lacking = {leader: set(whole.manifest.files) - whole.held.get(leader, frozenset()) for leader in storages.all}
-    names = sorted(set().union(*lacking.values()))
+    names = sorted({name for names in lacking.values() for name in names})
     if not names:
         return
     started, size = time.monotonic(), sum(whole.manifest.files[name].bytes for name in names)
