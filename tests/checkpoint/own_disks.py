@@ -142,6 +142,21 @@ def find_and_gather(root: Path, storages: Storages, say: Callable[[str], None]) 
     return path
 
 
+def gather_what_changes_meanwhile(roots: list[str]) -> str:
+    """The refusal where rank 1's file is no longer what it was when it was checked."""
+    root = Path(roots[dist.get_rank()])
+    with on_own_host(root), finding_storages(root) as storages:
+        (directory,) = checkpoint_candidates(root, "auto", storages.on_each)
+        whole = verify_together(directory, print, storages)
+        if storages.rank == 1:
+            (directory / "rank_00001.safetensors").write_bytes(b"short")
+        try:
+            gather(directory, whole, storages, print)
+        except BadInput as error:
+            return str(error)
+    return "gathered"
+
+
 def save_while(
     roots: list[str], what: str, victim: int, step: int, config: CheckpointConfig | None = None
 ) -> tuple[str, list[str]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from tests.checkpoint.own_disks import (
+    gather_what_changes_meanwhile,
     resume,
     resume_engine,
     save_counts,
@@ -232,6 +233,16 @@ def test_a_damaged_copy_is_replaced_by_a_whole_one(two_ranks: RankPool, tmp_path
         assert "a copy is damaged, another storage has it whole: " in outcome.said[0]
         assert damaged in outcome.said[0]
     verify(on(tmp_path, "b") / STEP_5)
+
+
+def test_a_file_that_does_not_arrive_as_it_was_is_not_taken(two_ranks: RankPool, tmp_path: Path) -> None:
+    two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
+    refusal = (
+        f"{on(tmp_path, 'a') / STEP_5 / SECOND}: cannot be gathered (what rank 1 on node-b sent has another sha256 than "
+        "the manifest says): mend that, or leave this machine out"
+    )
+    assert two_ranks.run(gather_what_changes_meanwhile, disks(tmp_path, "ab")) == [refusal] * 2
+    assert sorted(path.name for path in (on(tmp_path, "a") / STEP_5).iterdir()) == ["manifest.json", FIRST]
 
 
 def test_of_a_step_that_was_taken_twice_the_one_that_is_complete_counts(two_ranks: RankPool, tmp_path: Path) -> None:

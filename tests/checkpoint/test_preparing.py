@@ -122,11 +122,11 @@ def test_another_runs_checkpoint_is_gathered_where_it_lies(
         (tmp_path / folder).mkdir()
     (Path(machines[1]) / "run" / "checkpoints" / "step_00000010").rmdir()
     here, given = [str(tmp_path / folder) for folder in ("c", "d")], [f"{machine}/run" for machine in machines]
-    outcomes = two_ranks.run(start_on_own_disks, here, str(shards), given)
+    outcomes = two_ranks.run(start_on_own_disks, here[:1] * 2, str(shards), given)  # from own disks to a shared one
     assert [outcome for outcome, _ in outcomes] == [f"{run}/checkpoints/step_00000005" for run in given]
     for run in given:
         verify(Path(run) / "checkpoints" / "step_00000005")
-    # from then on it may be given by its own name, from a disk that both machines share, and be taken to a third
+    # from then on it may be given by its own name, from a disk that both share to own ones, and be taken to a third
     (tmp_path / "e").mkdir()
     given = [f"{machines[0]}/run/checkpoints/step_00000005", str(tmp_path / "e" / "step_00000005")]
     outcomes = two_ranks.run(start_on_own_disks, here, str(shards), given[:1] * 2)
