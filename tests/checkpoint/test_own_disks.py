@@ -238,8 +238,8 @@ def test_a_damaged_copy_is_replaced_by_a_whole_one(two_ranks: RankPool, tmp_path
 def test_a_file_that_does_not_arrive_as_it_was_is_not_taken(two_ranks: RankPool, tmp_path: Path) -> None:
     two_ranks.run(save_counts, disks(tmp_path, "ab"), [5])
     refusal = (
-        f"{on(tmp_path, 'a') / STEP_5 / SECOND}: cannot be gathered (what rank 1 on node-b sent has another sha256 than "
-        "the manifest says): mend that, or leave this machine out"
+        f"{on(tmp_path, 'a') / STEP_5 / SECOND}: cannot be gathered (what rank 1 on node-b sent has another sha256 "
+        "than the manifest says): mend that, or leave this machine out"
     )
     assert two_ranks.run(gather_what_changes_meanwhile, disks(tmp_path, "ab")) == [refusal] * 2
     assert sorted(path.name for path in (on(tmp_path, "a") / STEP_5).iterdir()) == ["manifest.json", FIRST]
