@@ -32,8 +32,23 @@ from trainer.setup import holding_output
 from trainer.storages import Storages, finding_storages
 
 PLENTY = namedtuple("usage", "total used free")(2**40, 0, 2**40)
+FIRST, SECOND = "rank_00000.safetensors", "rank_00001.safetensors"
+STEP_5 = "step_00000005"
 SMALL_PIECES = 1000
 """Bytes: several pieces for each file of these tests."""
+
+
+def disks(tmp_path: Path, names: str) -> list[str]:
+    """The folder of checkpoints that each rank sees: 'abb' are two machines, of which the second has two ranks."""
+    return [str(tmp_path / name / "run" / "checkpoints") for name in names]
+
+
+def on(tmp_path: Path, machine: str) -> Path:
+    return tmp_path / machine / "run" / "checkpoints"
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @contextmanager
