@@ -1,4 +1,4 @@
-"""Checkpoints on the machines' own disks: saved in parts everywhere or nowhere, and what a part alone says of itself."""
+"""Checkpoints on the machines' own disks: saved in parts everywhere or nowhere, and what a part says of itself."""
 
 import json
 import shutil

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from tests.checkpoint.own_disks import FIRST, SECOND
 from tests.checkpoint.preparing import plan_in, start, start_on_own_disks, write_checkpoint_of
 from tests.distributed import RankPool
 from trainer.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify, write_manifest
@@ -82,9 +83,6 @@ def test_a_checkpoint_that_cannot_be_set_aside_is_told_in_one_line(
         outcomes == [f"--output {plan.output}: cannot be written (Permission denied): choose another, or mend that"] * 2
     )
     assert contents(plan.output) == before
-
-
-FIRST, SECOND = "rank_00000.safetensors", "rank_00001.safetensors"
 
 
 @pytest.fixture
