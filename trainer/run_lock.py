@@ -101,6 +101,9 @@ class RunLock:
             descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # a run that was kept out has just removed the folder, which it had made
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return self._create()
         with os.fdopen(descriptor, "w") as file:
             self._write(file)
         return True

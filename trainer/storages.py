@@ -85,11 +85,11 @@ class Storages:
                 outcome = (None, error)
         outcomes: list[Any] = [None] * len(self.leaders)
         dist.all_gather_object(outcomes, outcome)
-        for rank, (_, error) in enumerate(outcomes):
-            if isinstance(error, BadInput) and rank:
-                raise BadInput(f"{self.name(rank)}: {error}")
-            if error is not None:
-                raise error
+        for rank, (_, raised) in enumerate(outcomes):
+            if isinstance(raised, BadInput) and rank:
+                raise BadInput(f"{self.name(rank)}: {raised}")
+            if raised is not None:
+                raise raised
         return {leader: outcomes[leader][0] for leader in self.all}
 
     def describe(self) -> str:
@@ -115,17 +115,17 @@ def finding_storages(folder: Path) -> Iterator[Storages]:
     try:
         while None in leaders:
             first = leaders.index(None)
-            with _token_of(first, folder, hosts, made) as token:
+            with _token_of(first, folder, made) as token:
                 seen: list[Any] = [None] * len(hosts)
-                error = None
+                refusal = None
                 try:
                     sees = leaders[rank] is None and (rank == first or _sees(token))
-                except OSError as raised:
-                    sees, error = True, raised
-                dist.all_gather_object(seen, (sees, error))
-            for its_rank, (sees, error) in enumerate(seen):
-                if error is not None:
-                    raise _refusal(its_rank, folder, hosts, error)
+                except OSError as error:
+                    sees, refusal = True, _refusal(folder, error)
+                dist.all_gather_object(seen, (sees, refusal))
+            for its_rank, (sees, refusal) in enumerate(seen):
+                if refusal is not None:
+                    raise refusal
                 if sees:
                     leaders[its_rank] = first
         yield Storages(rank, tuple(leader for leader in leaders if leader is not None), tuple(hosts))
@@ -136,25 +136,35 @@ def finding_storages(folder: Path) -> Iterator[Storages]:
 
 
 @contextmanager
-def _token_of(first: int, folder: Path, hosts: list[str], made: list[Path]) -> Iterator[Path]:
+def _token_of(first: int, folder: Path, made: list[Path]) -> Iterator[Path]:
     """A file that rank `first` leaves in `folder` while the block runs. Notes in `made` the folders that it makes."""
     outcome: list[Any] = [f".storage_{uuid.uuid4().hex}", None]
     if dist.get_rank() == first:
         try:
-            made += [new for new in (folder, *folder.parents) if not new.exists()]
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / outcome[0]).touch()
+            _leave(folder / outcome[0], made)
         except OSError as error:
-            outcome[1] = error
+            outcome[1] = _refusal(folder, error)
     dist.broadcast_object_list(outcome, src=first)
-    name, error = outcome
-    if error is not None:
-        raise _refusal(first, folder, hosts, error)
+    name, refusal = outcome
+    if refusal is not None:
+        raise refusal
     try:
         yield folder / name
     finally:
         if dist.get_rank() == first:
             (folder / name).unlink(missing_ok=True)
+
+
+def _leave(token: Path, made: list[Path], attempts: int = 10) -> None:
+    folder = token.parent
+    try:
+        made += [new for new in (folder, *folder.parents) if not new.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        token.touch()
+    except FileNotFoundError:  # another run has just removed what it had made and left empty
+        if attempts == 1:
+            raise
+        _leave(token, made, attempts - 1)
 
 
 def _sees(token: Path) -> bool:
@@ -166,6 +176,6 @@ def _sees(token: Path) -> bool:
     return True
 
 
-def _refusal(rank: int, folder: Path, hosts: list[str], error: OSError) -> BadInput:
-    refusal = cannot_be_written(folder, error)
-    return BadInput(f"rank {rank} on {hosts[rank]}: {refusal}") if rank else refusal
+def _refusal(folder: Path, error: OSError) -> BadInput:
+    refusal, rank = cannot_be_written(folder, error), dist.get_rank()
+    return BadInput(f"rank {rank} on {socket.gethostname()}: {refusal}") if rank else refusal

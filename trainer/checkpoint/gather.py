@@ -121,7 +121,7 @@ class _Gathering:
             if source == self._storages.rank:
                 with contextlib.suppress(OSError), path.open("rb") as file:
                     file.seek(start)
-                    file.readinto(piece.numpy())
+                    file.readinto(piece.numpy().data)
             dist.broadcast(piece, src=source, group=self._group)
             self._progress.at(start + len(piece))
             yield piece.numpy().data
