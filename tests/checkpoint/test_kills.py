@@ -36,6 +36,7 @@ def test_a_kill_at_any_moment_of_a_save_leaves_a_whole_checkpoint(tmp_path: Path
     assert any(kill["half_written"] for kill in rounds)  # some of the kills did fall inside a save
 
 
+@pytest.mark.slow
 def test_a_kill_between_the_saves_of_two_machines_leaves_a_checkpoint_that_is_complete_over_both(
     tmp_path: Path,
 ) -> None:
