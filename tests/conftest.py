@@ -49,6 +49,12 @@ def two_ranks() -> Iterator[RankPool]:
 
 
 @pytest.fixture(scope="session")
+def three_ranks() -> Iterator[RankPool]:
+    with RankPool(3) as ranks:
+        yield ranks
+
+
+@pytest.fixture(scope="session")
 def four_ranks() -> Iterator[RankPool]:
     with RankPool(4) as ranks:
         yield ranks

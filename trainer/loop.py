@@ -35,6 +35,7 @@ from trainer.profiling import StepProfiler
 from trainer.ranks import from_rank_zero, on_every_rank
 from trainer.setup import choose_checkpoint, holding_output, prepare_output, start_process_group
 from trainer.stopping import StopRequests, StopSignals
+from trainer.storages import Storages
 from trainer.tracking.rank_log import complain, open_rank_log, start_rank_log
 from trainer.tracking.throughput import Throughput, measure_gemm_rate
 from trainer.watchdog import Watchdog, collective_timeout
@@ -54,9 +55,9 @@ def run_training(plan: AnyPlan, resume: str, kind: "Callable[..., Training]") ->
     device = start_process_group(plan.ranks, collective_timeout(hang_timeout))
     watchdog = Watchdog(hang_timeout, plan.output / "flight_recorder")
     try:
-        with holding_output(plan):
+        with holding_output(plan.output) as storages:
             # no name for the checkpoint here: while one exists its files are mapped, and NFS cannot delete them
-            training = kind(plan, device, choose_checkpoint(plan, resume), watchdog, signals)
+            training = kind(plan, device, storages, choose_checkpoint(plan, resume, storages), watchdog, signals)
             code = training.run()
     except RuntimeError as error:  # a collective's, if another rank is gone
         lost = watchdog.lost_ranks()
@@ -80,16 +81,17 @@ class Training(ABC):
         self,
         plan: AnyPlan,
         device: torch.device,
+        storages: Storages,
         checkpoint: Checkpoint | None,
         watchdog: Watchdog,
         signals: StopSignals,
     ):
         recipe, ranks = plan.recipe, plan.ranks
-        self.plan, self.device, self.watchdog = plan, device, watchdog
+        self.plan, self.device, self.storages, self.watchdog = plan, device, storages, watchdog
         self.step = checkpoint.manifest.step if checkpoint else 0
         self._prepare(checkpoint)
         on_every_rank(lambda: prepare_cache(recipe.data))
-        prepare_output(plan, checkpoint)
+        prepare_output(plan, checkpoint, storages)
         open_rank_log(plan.logs, ranks.rank, ranks.world_size, socket.gethostname())
         watchdog.at("building the model", self.step)
         torch.manual_seed(recipe.train.seed)
@@ -123,7 +125,7 @@ class Training(ABC):
             signals, stop_after=train.stop_after, timeout=collective_timeout(train.hang_timeout)
         )
         self.bad_steps = BadSteps(train.max_bad_steps)
-        self.saves = BackgroundSaves(plan.checkpoints, recipe.checkpoint, self._ask_to_stop)
+        self.saves = BackgroundSaves(plan.checkpoints, recipe.checkpoint, self._ask_to_stop, storages)
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:  # noqa: B027 (not every kind of run has any)
         """What may still be refused, before anything is written or built. Collective. Raises `BadInput`."""
@@ -292,6 +294,7 @@ class Training(ABC):
                 self.archive,
                 CheckpointConfig(keep_every=1),
                 self._freezing_state()[1],
+                self.storages,
             )
         except (OSError, SaveFailed) as error:  # on all ranks alike
             self.logbook.say(f"error: {root} is not complete: {error}")

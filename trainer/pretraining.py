@@ -26,6 +26,7 @@ from trainer.pretrained.initial import InitialWeights
 from trainer.ranks import on_every_rank
 from trainer.setup import choose_initial_weights
 from trainer.stopping import StopSignals
+from trainer.storages import Storages
 from trainer.watchdog import Watchdog
 
 
@@ -46,6 +47,7 @@ class Pretraining(Training):
         self,
         plan: RunPlan,
         device: torch.device,
+        storages: Storages,
         checkpoint: Checkpoint | None,
         watchdog: Watchdog,
         signals: StopSignals,
@@ -54,7 +56,7 @@ class Pretraining(Training):
         self._init = init
         self._initial: InitialWeights | None = None
         self._compiled: CompiledBlock | None = None
-        super().__init__(plan, device, checkpoint, watchdog, signals)
+        super().__init__(plan, device, storages, checkpoint, watchdog, signals)
         self.knn = OnlineKnn(plan, self.engine, device, self.logbook.say)
         if self._compiled:
             self.logbook.say(f"compiled the encoder's block in {self._compiled.seconds:.0f} s")

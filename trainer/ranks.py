@@ -187,6 +187,17 @@ def export_ranks(ranks: Ranks) -> None:
             os.environ["MASTER_PORT"] = str(free.getsockname()[1])
 
 
+def rank_ranges(numbers: list[int]) -> str:
+    """[0, 1, 2, 5] → '0-2, 5'."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
 def from_rank_zero(action: Callable[[], T]) -> T:
     """Run `action` on rank 0 alone and return its result on every rank, after it is done.
 

@@ -1,5 +1,7 @@
 """One run at a time in a run directory: RUN/lock names the run that works there, and shows that it is alive.
 
+Where the machines of a run have RUN each on a disk of its own, each of the disks has a lock.
+
 A run that was killed leaves its lock behind, on a machine that may be gone, and the one that continues it must not be
 kept out. So a lock holds only as long as its owner is seen alive:
 
@@ -26,7 +28,7 @@ from typing import TextIO
 
 import psutil
 
-from trainer.errors import BadInput
+from trainer.errors import BadInput, cannot_be_written
 from trainer.tracking.rank_log import complain
 
 BEAT_SECONDS = 5.0
@@ -52,35 +54,28 @@ class Owner:
 
 
 class RunLock:
-    """Held from `__init__` to `release`, by one rank for all. Makes `output` if it is not there."""
+    """Held from `__init__` to `release`, on each storage of a run by one rank for all that see it."""
 
     def __init__(self, output: Path, say: Callable[[str], None]):
-        """`say` is told of a lock that is waited for or taken over.
+        """`output` is there. `say` is told of a lock that is waited for or taken over.
 
         Raises `BadInput` where a living run holds the lock, or nothing can be written."""
         self._path = output / "lock"
         self._me = _this_process()
-        self._made = _missing_folders(output)
         try:
-            output.mkdir(parents=True, exist_ok=True)
             self._acquire(output, say)
         except OSError as error:
-            self._remove_empty_folders()
-            raise BadInput(
-                f"--output {output}: cannot be written ({error.strerror}): choose another, or mend that"
-            ) from None
+            raise cannot_be_written(output, error) from None
         self._released = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="run lock", daemon=True)
         self._thread.start()
 
     def release(self) -> None:
-        """Give it back, and remove the folders that were made for it where nothing else has come into them."""
         self._released.set()
         self._thread.join(BEAT_SECONDS)
         with contextlib.suppress(OSError):
             if _owner(self._path) == self._me:
                 self._path.unlink()
-            self._remove_empty_folders()
 
     def _acquire(self, output: Path, say: Callable[[str], None]) -> None:
         while not self._create():
@@ -106,6 +101,9 @@ class RunLock:
             descriptor = os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return False
+        except FileNotFoundError:  # a run that was kept out has just removed the folder, which it had made
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return self._create()
         with os.fdopen(descriptor, "w") as file:
             self._write(file)
         return True
@@ -140,11 +138,6 @@ class RunLock:
                              "ends without saving")  # fmt: skip
                     os._exit(EXIT_CODE)
                 os.utime(self._path)
-
-    def _remove_empty_folders(self) -> None:
-        for folder in self._made:
-            with contextlib.suppress(OSError):
-                folder.rmdir()
 
 
 def _this_process() -> Owner:
@@ -183,8 +176,3 @@ def _last_change(path: Path) -> tuple[int, int] | None:
             return status.st_ino, status.st_mtime_ns
     except FileNotFoundError:
         return None
-
-
-def _missing_folders(path: Path) -> list[Path]:
-    """`path` and those above it that do not exist yet, deepest first."""
-    return [folder for folder in (path, *path.parents) if not folder.exists()]

@@ -5,10 +5,9 @@ import json
 import os
 import platform
 import sys
-import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -19,12 +18,13 @@ from deepspeed import DeepSpeedConfig
 from deepspeed.accelerator import get_accelerator
 from pydantic import ValidationError
 
-from trainer.checkpoint.find import checkpoint_candidates, first_whole, verify_together
-from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, read_manifest, step_of
+from trainer.checkpoint.find import WholeCheckpoint, checkpoint_candidates, first_whole, verify_together
+from trainer.checkpoint.gather import gather
+from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, list_checkpoints, set_aside, step_of
 from trainer.checkpoint.reader import Checkpoint
 from trainer.data.urls import redact
 from trainer.engine.process_group import join_process_group
-from trainer.errors import BadInput
+from trainer.errors import BadInput, cannot_be_written
 from trainer.evaluation.config import EvaluationConfig
 from trainer.files import write_text
 from trainer.plan import AnyPlan, RunPlan
@@ -32,6 +32,7 @@ from trainer.pretrained.initial import InitialWeights, read_together
 from trainer.ranks import Ranks, export_ranks, from_rank_zero
 from trainer.recipe import differing_keys, dump_recipe, parse_kind
 from trainer.run_lock import RunLock
+from trainer.storages import Storages, finding_storages
 from trainer.tracking.console import Console
 from trainer.watchdog import keep_flight_recorder
 
@@ -102,40 +103,74 @@ def start_process_group(ranks: Ranks, timeout: timedelta) -> torch.device:
 
 
 @contextmanager
-def holding_output(plan: AnyPlan) -> Iterator[None]:
-    """The run directory is this run's alone until the block ends, or until the process does where the block raises
-    anything but `BadInput`: a save may still be under way. Collective. Raises `BadInput`, see `RunLock`."""
-    held: list[RunLock] = []
-    from_rank_zero(lambda: held.append(RunLock(plan.output, Console(0).say)))
+def holding_output(output: Path) -> Iterator[Storages]:
+    """The run directory is this run's alone, on every storage that its ranks see under that name, until the block ends;
+    or until the process does where the block raises anything but `BadInput`: a save may still be under way. Collective.
+    Raises `BadInput` on every rank, see `finding_storages` and `RunLock`."""
+    with finding_storages(output) as storages:
+        held: list[RunLock] = []
 
-    def release() -> None:
-        for lock in held:
-            lock.release()
+        def take(leads: bool) -> None:
+            if leads:
+                held.append(RunLock(output, storages.say))
 
-    try:
-        yield
-    except BadInput:
-        release()
-        raise
-    release()
+        try:
+            # that of rank 0 first: of two runs on the same machines one gets in, instead of each keeping out the other
+            storages.on_each(lambda: take(storages.rank == 0))
+            storages.on_each(lambda: take(storages.rank != 0))
+            if storages.several:
+                Console(storages.rank).say(f"--output {output}: {storages.describe()}")
+            yield storages
+        except BadInput:
+            _release(held)
+            raise
+        _release(held)
 
 
-def choose_checkpoint(plan: AnyPlan, resume: str) -> Checkpoint | None:
-    """The checkpoint to continue from, the same on every rank; None = start anew. Changes nothing on disk.
+def _release(held: list[RunLock]) -> None:
+    for lock in held:
+        lock.release()
 
-    Raises `BadInput` if it is not of this recipe, these shards and this model."""
+
+def choose_checkpoint(plan: AnyPlan, resume: str, storages: Storages) -> Checkpoint | None:
+    """The checkpoint to continue from, the same on every rank; None = start anew. Collective.
+
+    `storages`: of the output. Changes nothing on disk but where they are several: then each of them gets what it lacks
+    of the checkpoint. Raises `BadInput` if it is not of this recipe, these shards and this model."""
     say = Console(plan.ranks.rank).say
-    candidates = from_rank_zero(lambda: checkpoint_candidates(plan.checkpoints, resume))
-    path = first_whole(candidates, resume, say, lambda directory: verify_together(directory, say))
-    if path is None:
-        return None
-    from_rank_zero(lambda: _refuse_another_run(plan, read_manifest(path), path))
+    with _storages_of(resume, storages) as there:
+        candidates = checkpoint_candidates(plan.checkpoints, resume, there.on_each)
+        whole: list[WholeCheckpoint] = []
+        path = first_whole(
+            candidates, resume, say, lambda directory: whole.append(verify_together(directory, say, there))
+        )
+        if path is None:
+            return None
+        from_rank_zero(lambda: _refuse_another_run(plan, whole[-1].manifest, path))
+        gather(path, whole[-1], there, say)
     try:
         checkpoint = Checkpoint(path)
     except DamagedCheckpoint as error:
         raise BadInput(str(error)) from None
     _refuse_another_model(plan, checkpoint)
     return checkpoint
+
+
+@contextmanager
+def _storages_of(resume: str, storages: Storages) -> Iterator[Storages]:
+    """Those of `--resume PATH` may be others than those of the output: the one may be shared and the other not."""
+    with ExitStack() as stack:
+        if resume not in ("auto", "never") and any(_on_all_ranks(os.path.exists(resume))):
+            # where nobody may write into PATH, nothing can be gathered there either, and what is whole will do
+            with suppress(BadInput):
+                storages = stack.enter_context(finding_storages(Path(resume)))
+        yield storages
+
+
+def _on_all_ranks(value: bool) -> list[bool]:
+    values = [value] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def choose_initial_weights(plan: RunPlan, init: Path | None, checkpoint: Checkpoint | None) -> InitialWeights | None:
@@ -177,46 +212,36 @@ def _refuse_another_model(plan: AnyPlan, checkpoint: Checkpoint) -> None:
         raise BadInput(f"{checkpoint.directory}: {error}; give another checkpoint") from None
 
 
-def prepare_output(plan: AnyPlan, checkpoint: Checkpoint | None) -> None:
-    """The run directory as the first step needs it, on disk and seen by all ranks. Collective.
+def prepare_output(plan: AnyPlan, checkpoint: Checkpoint | None, storages: Storages) -> None:
+    """The run directory as the first step needs it, on disk on every storage. Collective.
 
     Comes after everything that can be refused by reading. Raises `BadInput` on every rank where DeepSpeed refuses the
-    ds_config, before anything is written, where nothing can be, and where a rank does not see what is."""
+    ds_config, before anything is written, and where nothing can be."""
+    step = checkpoint.manifest.step if checkpoint else None
 
-    def on_rank_zero() -> None:
-        _require_deepspeed_accepts(plan.ds.config)
+    def prepare() -> None:
         try:
-            write_run_files(plan, checkpoint.manifest.step if checkpoint else None)
+            make_folders(plan, step)
+            if storages.rank == 0:
+                write_run_files(plan)
         except OSError as error:
-            raise BadInput(
-                f"--output {plan.output}: cannot be written ({error.strerror}): choose another, or mend that"
-            ) from None
+            raise cannot_be_written(plan.output, error) from None
 
-    from_rank_zero(on_rank_zero)
-    require_shared(plan.output, plan.checkpoints)
+    from_rank_zero(lambda: _require_deepspeed_accepts(plan.ds.config))
+    storages.on_each(prepare)
 
 
-def require_shared(output: Path, folder: Path) -> None:
-    """Find out before the first step, not at the first save, that `output` is each machine's own. Collective.
-
-    `folder` is one in it that rank 0 has just made. Raises `BadInput` on every rank if one of them does not see it."""
-    seen: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(seen, None if os.path.isdir(folder) else str(output))
-    for rank, its_output in enumerate(seen):
-        if its_output is not None:
-            raise BadInput(
-                f"rank {rank} does not see --output {its_output} as rank 0 does: give a folder that all machines share"
-            )
-
-
-def write_run_files(plan: AnyPlan, step: int | None) -> None:
-    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved, and its folders, to go on from `step`.
-
-    Raises OSError."""
-    for directory in (plan.output, plan.checkpoints, plan.logs, plan.output / "pictures"):
+def make_folders(plan: AnyPlan, step: int | None) -> None:
+    """The folders of RUN that ranks write into, to go on from `step`; None = from the start. Raises OSError."""
+    for directory in (plan.checkpoints, plan.logs):
         directory.mkdir(parents=True, exist_ok=True)
     if step is not None:
         _set_aside_beyond(plan, step)
+
+
+def write_run_files(plan: AnyPlan) -> None:
+    """RUN/recipe.yaml, ds_config.json and environment.json, as resolved. Raises OSError."""
+    (plan.output / "pictures").mkdir(exist_ok=True)
     write_text(plan.output / "recipe.yaml", dump_recipe(plan.recipe))
     write_text(plan.output / "ds_config.json", json.dumps(plan.ds.config, indent=2) + "\n")
     write_text(plan.output / "environment.json", json.dumps(_environment(plan), indent=2) + "\n")
@@ -228,8 +253,7 @@ def _set_aside_beyond(plan: AnyPlan, step: int) -> None:
     The run is about to write those steps anew, and neither pruning nor the next `--resume auto` may mix the two up."""
     for directory in list_checkpoints(plan.checkpoints):
         if step_of(directory) > step:
-            aside = directory.with_name(f"set_aside_{directory.name}_{time.strftime('%Y%m%d_%H%M%S')}")
-            directory.rename(aside)
+            aside = set_aside(directory)
             Console(0).say(f"set aside {directory.name}, which lies beyond step {step}: delete {aside} if unwanted")
 
 

@@ -24,7 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore
 
-from trainer.ranks import from_rank_zero
+from trainer.ranks import from_rank_zero, rank_ranges
 from trainer.tracking.rank_log import complain
 
 T = TypeVar("T")
@@ -197,7 +197,7 @@ def describe(before: dict[int, Mark] | None, after: dict[int, Mark] | None) -> s
         together.setdefault((mark.number, mark.beat == before[rank].beat), []).append(rank)
     lines = []
     for (number, silent), ranks in sorted(together.items()):
-        text = f"  rank {_ranges(ranks)}: {'last seen ' if silent else ''}{_where(after[ranks[0]])}"
+        text = f"  rank {rank_ranges(ranks)}: {'last seen ' if silent else ''}{_where(after[ranks[0]])}"
         text += ", its process is stopped or gone" if silent else ""
         lines.append(text + (" <- behind" if ahead and number == last else ""))
     return "\n".join(lines)
@@ -205,17 +205,6 @@ def describe(before: dict[int, Mark] | None, after: dict[int, Mark] | None) -> s
 
 def _where(mark: Mark) -> str:
     return f"in step {mark.step}, {mark.place}, for {mark.seconds:.0f} s"
-
-
-def _ranges(numbers: list[int]) -> str:
-    """[0, 1, 2, 5] → '0-2, 5'."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 class _Question(threading.Thread, Generic[T]):

@@ -1,6 +1,7 @@
-"""A run's start on two real ranks: what is refused leaves the run directory as it was, and all ranks must see it."""
+"""A run's start on two real ranks: what is refused leaves the run directory as it was."""
 
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from tests.checkpoint.preparing import look_at_own_folder, plan_in, start, write_checkpoint_of
+from tests.checkpoint.own_disks import FIRST, SECOND
+from tests.checkpoint.preparing import plan_in, start, start_on_own_disks, write_checkpoint_of
 from tests.distributed import RankPool
-from trainer.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, write_manifest
+from trainer.checkpoint.manifest import Manifest, list_checkpoints, read_manifest, verify, write_manifest
 from trainer.plan import RunPlan
 from trainer.ranks import Ranks
 
@@ -83,11 +85,67 @@ def test_a_checkpoint_that_cannot_be_set_aside_is_told_in_one_line(
     assert contents(plan.output) == before
 
 
-def test_an_output_that_is_not_shared_is_refused_by_all_ranks(two_ranks: RankPool, tmp_path: Path) -> None:
-    (tmp_path / "shared" / "checkpoints").mkdir(parents=True)
-    shared, other = str(tmp_path / "shared"), str(tmp_path / "another_machine")
-    assert two_ranks.run(look_at_own_folder, [shared, shared]) == ["shared"] * 2
-    assert (
-        two_ranks.run(look_at_own_folder, [shared, other])
-        == [f"rank 1 does not see --output {other} as rank 0 does: give a folder that all machines share"] * 2
-    )
+@pytest.fixture
+def machines(tmp_path: Path, shards: Path) -> list[str]:
+    """Two, each with its half of a checkpoint of step 5; the second also with a later one that is damaged."""
+    first, second = tmp_path / "a", tmp_path / "b"
+    first.mkdir()
+    plan = plan_in(first, shards, Ranks(0, 0, 2, 1), {})
+    written = write_checkpoint_of(plan, 5, 2, hosts={FIRST: "node-a", SECOND: "node-b"})
+    shutil.copytree(first / "run", second / "run")
+    (written / SECOND).unlink()
+    there = second / "run" / "checkpoints"
+    (there / written.name / FIRST).unlink()
+    (there / "step_00000010").mkdir()
+    return [str(first), str(second)]
+
+
+def test_on_own_disks_each_machine_is_made_ready_and_what_is_of_the_whole_run_is_rank_zeros(
+    two_ranks: RankPool, machines: list[str], shards: Path
+) -> None:
+    whole = {f"checkpoints/step_00000005/{name}" for name in (FIRST, SECOND, "manifest.json")}
+    for_ranks = {"checkpoints", "checkpoints/step_00000005", "logs", *whole}
+    (first, there), (second, elsewhere) = two_ranks.run(start_on_own_disks, machines, str(shards), ["auto"] * 2)
+    assert [first, second] == [f"{machine}/run/checkpoints/step_00000005" for machine in machines]
+    assert set(there) == for_ranks | {"recipe.yaml", "ds_config.json", "environment.json", "pictures"}
+    assert for_ranks < set(elsewhere)
+    (aside,) = set(elsewhere) - for_ranks
+    assert aside.startswith("checkpoints/set_aside_step_00000010_")
+
+
+def test_another_runs_checkpoint_is_gathered_where_it_lies(
+    two_ranks: RankPool, machines: list[str], tmp_path: Path, shards: Path
+) -> None:
+    for folder in ("c", "d"):
+        (tmp_path / folder).mkdir()
+    (Path(machines[1]) / "run" / "checkpoints" / "step_00000010").rmdir()
+    here, given = [str(tmp_path / folder) for folder in ("c", "d")], [f"{machine}/run" for machine in machines]
+    outcomes = two_ranks.run(start_on_own_disks, here[:1] * 2, str(shards), given)  # from own disks to a shared one
+    assert [outcome for outcome, _ in outcomes] == [f"{run}/checkpoints/step_00000005" for run in given]
+    for run in given:
+        verify(Path(run) / "checkpoints" / "step_00000005")
+    # from then on it may be given by its own name, from a disk that both share to own ones, and be taken to a third
+    (tmp_path / "e").mkdir()
+    given = [f"{machines[0]}/run/checkpoints/step_00000005", str(tmp_path / "e" / "step_00000005")]
+    outcomes = two_ranks.run(start_on_own_disks, here, str(shards), given[:1] * 2)
+    assert [outcome for outcome, _ in outcomes] == given[:1] * 2
+    outcomes = two_ranks.run(start_on_own_disks, here, str(shards), given)
+    assert [outcome for outcome, _ in outcomes] == given
+    assert [path.name for path in (tmp_path / "e").iterdir()] == ["step_00000005"]
+
+
+def test_a_resume_that_one_machine_refuses_all_refuse(
+    two_ranks: RankPool, machines: list[str], tmp_path: Path, shards: Path
+) -> None:
+    (tmp_path / "c").mkdir()
+    here = [str(tmp_path / "c"), machines[1]]
+    outcomes = two_ranks.run(start_on_own_disks, here, str(shards), ["never"] * 2)
+    root = f"{machines[1]}/run/checkpoints"
+    refusal = f"rank 1 on node-b: --resume never: {root} already holds step_00000010; choose another --output"
+    assert [outcome for outcome, _ in outcomes] == [refusal] * 2
+    nowhere = str(tmp_path / "nowhere")
+    outcomes = two_ranks.run(start_on_own_disks, here, str(shards), [nowhere] * 2)
+    words = f"--resume {nowhere}: no checkpoint there (give a run directory or a step_… directory)"
+    assert [outcome for outcome, _ in outcomes] == [words] * 2
+    assert not (tmp_path / "nowhere").exists()
+    assert not (tmp_path / "c" / "run").exists()

@@ -94,6 +94,10 @@ class Host:
         out, err = process.communicate(timeout=300)
         return subprocess.CompletedProcess(command, process.returncode, out, err)
 
+    def path(self, inside: Path) -> Path:
+        """A path on this host, its own disk for instance, as it is reached from outside while the host is up."""
+        return Path(f"/proc/{self.init}/root{inside}")
+
     def processes(self) -> Iterator[psutil.Process]:
         """All that run on this host, the first process and sshd left out."""
         namespace = _namespace(self.init, "pid")

@@ -35,6 +35,13 @@ class ClusterRun(Run):
         super().__init__(directory, shards)
         self.lab = lab
         self._elsewhere: list[Popen] = []
+        self._own_disks: list[str] = []
+
+    def put_on_own_disks(self) -> None:
+        """From now on --output is on each host's own disk. `directory` is then what the first host has there."""
+        inside = self.lab.local_disk / self.directory.name
+        self._own_disks = ["--output", str(inside)]
+        self.directory = self.lab.hosts[0].path(inside)
 
     def start_pdsh(self, slots: dict[str, int], *overrides: str, ds_config: str | Path) -> None:
         """`deepspeed --hostfile` on the first of these hosts, which reaches all, itself too, through pdsh and ssh.
@@ -76,7 +83,7 @@ class ClusterRun(Run):
     def _start_on(
         self, host: Host, launcher: list[str], *overrides: str, ds_config: str | Path, **environment: str
     ) -> Popen:
-        command = [*launcher, *self.program(*overrides, ds_config=ds_config)]
+        command = [*launcher, *self.program(*self._own_disks, *overrides, ds_config=ds_config)]
         with self.output.open("a") as output:  # of all hosts
             return host.start(command, environment_of_a_host(self.lab) | environment, stdout=output, stderr=output)
 

@@ -10,7 +10,7 @@ import pytest
 from tests.cluster.lab import Lab
 from tests.cluster.launching import LENGTH, ClusterRun
 from tests.launch.running import Run, assert_same_run
-from trainer.checkpoint.manifest import list_checkpoints, step_of
+from trainer.checkpoint.manifest import list_checkpoints, read_manifest, step_of
 
 pytestmark = pytest.mark.cluster
 
@@ -59,14 +59,28 @@ def test_when_the_command_ends_early_all_hosts_save_and_leave_and_the_same_comma
         assert_same_run(run, references(stage))
 
 
-def test_an_output_on_each_hosts_own_disk_is_refused_by_name(
-    lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path]
+def test_a_run_on_the_hosts_own_disks_is_put_together_when_it_goes_on(
+    lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:
-    own = lab.local_disk / "run"
-    with ClusterRun(lab, tmp_path / "run", shards) as run:
-        run.start_pdsh(BOTH, LENGTH, "--output", str(own), ds_config=ds_configs[2])
-        assert run.end() == 2, run.printed[-3000:]
-        assert f"error: rank 1 does not see --output {own} as rank 0 does: give a folder that all" in run.printed
+    with ClusterRun(lab, tmp_path / "on_own_disks", shards) as run:
+        run.put_on_own_disks()
+        run.start_pdsh(BOTH, LENGTH, ds_config=ds_configs[2])
+        run.wait_for_step(7)
+        run.on_first_host("deepspeed").send_signal(signal.SIGINT)
+        assert run.end() != 0
+        roots = [host.path(lab.local_disk / "on_own_disks" / "checkpoints") for host in lab.hosts]
+        newest = list_checkpoints(roots[0])[0].name
+        parts = [sorted(path.name for path in (root / newest).iterdir()) for root in roots]
+        assert parts == [["manifest.json", f"rank_0000{rank}.safetensors"] for rank in range(2)]
+        run.start_pdsh(BOTH, LENGTH, ds_config=ds_configs[2])
+        assert run.end() == 0, run.printed[-3000:]
+        assert "not one folder but 2: of ranks 0 (node-1), 1 (node-2)" in run.printed
+        assert f"gathering {newest}: not all 2 storages have 2 files" in run.printed
+        reference = references(2)
+        assert run.losses() == reference.losses()
+        ends = [read_manifest(list_checkpoints(root)[0]) for root in (*roots, reference.directory / "checkpoints")]
+        assert ends[0].files == ends[1].files == ends[2].files  # sha256 of what each rank wrote
+        assert ends[0].hosts == {"rank_00000.safetensors": "node-1", "rank_00001.safetensors": "node-2"}
 
 
 def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_host_that_is_left(

@@ -24,6 +24,7 @@ from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
 from trainer.ranks import Ranks
 from trainer.setup import choose_checkpoint
+from trainer.storages import Storages
 from trainer.tracking.metrics import read_metrics
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -117,7 +118,7 @@ def train(
         shutil.copytree(source / name, output / name)
         shutil.copy(source / "metrics.jsonl", output)
     dist.barrier()
-    checkpoint = choose_checkpoint(plan, "auto")
+    checkpoint = choose_checkpoint(plan, "auto", Storages.shared())
     assert (checkpoint is not None) == (resume_from is not None)
     with small_training(plan, checkpoint) as training:
         assert training.run() == 0

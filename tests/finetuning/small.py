@@ -19,6 +19,7 @@ from trainer.ranks import Ranks
 from trainer.recipe import parse_kind
 from trainer.setup import choose_checkpoint
 from trainer.stopping import SIGNALS, StopSignals
+from trainer.storages import Storages
 from trainer.watchdog import Watchdog
 
 ENCODER: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
@@ -68,7 +69,9 @@ def run_small(data: Path, init: Path, output: Path, until: int | None = None, **
     plan = small_plan(data, init, output, **settings)
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     watchdog = Watchdog(0, output / "flight_recorder")
-    training = Finetuning(plan, torch.device("cpu"), choose_checkpoint(plan, "auto"), watchdog, StopSignals())
+    storages = Storages.shared()
+    checkpoint = choose_checkpoint(plan, "auto", storages)
+    training = Finetuning(plan, torch.device("cpu"), storages, checkpoint, watchdog, StopSignals())
     if until is not None:
         _stop_after(training, until)
     try:

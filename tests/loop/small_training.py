@@ -17,6 +17,7 @@ from trainer.pretraining import Pretraining
 from trainer.ranks import Ranks
 from trainer.recipe import parse_recipe
 from trainer.stopping import SIGNALS, StopSignals
+from trainer.storages import Storages
 from trainer.watchdog import Watchdog
 
 ALONE = Ranks(0, 0, 1, 1)
@@ -39,7 +40,7 @@ def small_training(plan: RunPlan, checkpoint: Checkpoint | None = None) -> Itera
     """A training that has not begun, or goes on. Call its `run` in here, on a rank of a pool."""
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
     watchdog = Watchdog(0, plan.output / "flight_recorder")
-    training = Pretraining(plan, torch.device("cpu"), checkpoint, watchdog, StopSignals())
+    training = Pretraining(plan, torch.device("cpu"), Storages.shared(), checkpoint, watchdog, StopSignals())
     try:
         yield training
     finally:

@@ -11,6 +11,7 @@
 
 To write one: `background` (while training goes on) → `host_memory` (the copy) → `writer` (all ranks, atomic) →
 `state_file` (safetensors as a stream). To read one: `find` (the newest whole one) → `manifest` (what it is, and whether
-it is whole) → `reader` (back into a model and an engine), or `consolidated` (one fp32 file for others).
+it is whole) → `gather` (from several machines' own disks to each of them) → `reader` (back into a model and an engine),
+or `consolidated` (one fp32 file for others).
 docs/checkpoints.md describes the format.
 """

@@ -30,6 +30,7 @@ from trainer.checkpoint.manifest import Manifest, directory_name
 from trainer.checkpoint.writer import SaveFailed, write_checkpoint
 from trainer.engine.engine import FreezingEngine
 from trainer.engine.frozen import FrozenArchive
+from trainer.storages import Storages
 
 LONGEST_WRITE = timedelta(hours=1)
 """A rank whose file is not written so long after another's is taken for lost, and the save for failed."""
@@ -51,8 +52,15 @@ class SaveReport:
 class BackgroundSaves:
     """The checkpoints of a run, one at a time. Keeps as much host memory as this rank's state, see `HostMemory`."""
 
-    def __init__(self, root: Path, config: CheckpointConfig, ask_to_stop: Callable[[str], None]):
-        self._root, self._config, self._ask_to_stop = root, config, ask_to_stop
+    def __init__(
+        self,
+        root: Path,
+        config: CheckpointConfig,
+        ask_to_stop: Callable[[str], None],
+        storages: Storages | None = None,
+    ):
+        """`storages`: of `root`; None = all ranks see one."""
+        self._root, self._config, self._ask_to_stop, self._storages = root, config, ask_to_stop, storages
         self._memory = HostMemory()
         self._group: Any = dist.new_group(backend="gloo", timeout=LONGEST_WRITE)
         # The interpreter waits for this thread at exit: a save that is under way when training raises is completed.
@@ -79,7 +87,7 @@ class BackgroundSaves:
         def write() -> None:
             error, path, size = None, self._root / directory_name(manifest.step), 0
             try:
-                path, size = write_checkpoint(self._root, manifest, state, self._config, self._group)
+                path, size = write_checkpoint(self._root, manifest, state, self._config, self._group, self._storages)
             except SaveFailed as failure:
                 error = str(failure)
             self._last = SaveReport(manifest.step, path, size, time.perf_counter() - started, stall, error)

@@ -4,9 +4,11 @@
 pointer can only be stale.
 """
 
-import time
+import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch.distributed as dist
 
@@ -14,23 +16,48 @@ from trainer.checkpoint.manifest import (
     MANIFEST,
     DamagedCheckpoint,
     Manifest,
+    ScatteredCheckpoint,
+    files_missing,
     list_checkpoints,
+    not_here,
     read_manifest,
     verify_file,
 )
+from trainer.checkpoint.progress import Progress
 from trainer.errors import BadInput
-from trainer.ranks import from_rank_zero
+from trainer.storages import Storages
 
-SECONDS_BETWEEN_LINES = 10.0
+OnEach = Callable[[Callable[[], Any]], dict[int, Any]]
 
 
-def checkpoint_candidates(root: Path, resume: str) -> list[Path]:
+def _here_alone(action: Callable[[], Any]) -> dict[int, Any]:
+    """`Storages.on_each` for one process without a process group."""
+    return {0: action()}
+
+
+def checkpoint_candidates(root: Path, resume: str, on_each: OnEach = _here_alone) -> list[Path]:
     """The checkpoints, newest first, that `--resume auto|never|PATH` allows to go on from; `root` is the run's own.
 
-    PATH is a checkpoint or a run directory, whose newest one is meant and no other. Raises `BadInput` where `never`
-    would overwrite checkpoints, where PATH holds none, and where a folder cannot be read."""
-    if resume not in ("auto", "never"):
-        return checkpoints_at(Path(resume), "--resume")[:1]
+    PATH is a checkpoint or a run directory, whose newest one is meant and no other. `on_each`: of the run's `Storages`,
+    any of which may hold what others do not. Raises `BadInput` where `never` would overwrite checkpoints, where PATH
+    holds none, and where a folder cannot be read."""
+    given = None if resume in ("auto", "never") else Path(resume)
+    base = given or root
+
+    def list_here() -> list[str]:
+        found = _checkpoints_in(given, "--resume") if given else _checkpoints_of_run(root, resume)
+        return [str(path.relative_to(base)) for path in found]
+
+    names = {name for found in on_each(list_here).values() for name in found}
+    newest_first = [base / name for name in sorted(names, key=lambda name: (len(name), name), reverse=True)]
+    if given is None:
+        return newest_first
+    if not newest_first:
+        raise _nothing_at(given, "--resume")
+    return newest_first[:1]
+
+
+def _checkpoints_of_run(root: Path, resume: str) -> list[Path]:
     try:
         present = list_checkpoints(root)
     except OSError as error:
@@ -44,17 +71,24 @@ def checkpoints_at(path: Path, option: str) -> list[Path]:
     """The checkpoint `path` itself, or all of the run directory `path`, newest first; at least one.
 
     Raises `BadInput`, with the `option` that gave the path."""
+    if found := _checkpoints_in(path, option):
+        return found
+    raise _nothing_at(path, option)
+
+
+def _checkpoints_in(path: Path, option: str) -> list[Path]:
     try:
-        found = [path] if (path / MANIFEST).is_file() else list_checkpoints(path / "checkpoints")
+        return [path] if (path / MANIFEST).is_file() else list_checkpoints(path / "checkpoints")
     except OSError as error:
         raise BadInput(f"{option} {path}: cannot be read ({error.strerror}); mend that, or give another") from None
-    if not found:
-        raise BadInput(f"{option} {path}: no checkpoint there (give a run directory or a step_… directory)")
-    return found
+
+
+def _nothing_at(path: Path, option: str) -> BadInput:
+    return BadInput(f"{option} {path}: no checkpoint there (give a run directory or a step_… directory)")
 
 
 def first_whole(
-    candidates: list[Path], resume: str, say: Callable[[str], None], verify_one: Callable[[Path], Manifest]
+    candidates: list[Path], resume: str, say: Callable[[str], None], verify_one: Callable[[Path], object]
 ) -> Path | None:
     """The checkpoint among `checkpoint_candidates` to go on from; None = start anew.
 
@@ -73,51 +107,100 @@ def first_whole(
     return candidates[0]
 
 
-def newest_whole(candidates: list[Path], say: Callable[[str], None], verify_one: Callable[[Path], Manifest]) -> Path:
-    """The first candidate that `verify_one` does not refuse; damaged ones are named through `say` and passed over.
+def newest_whole(candidates: list[Path], say: Callable[[str], None], verify_one: Callable[[Path], object]) -> Path:
+    """The first candidate that `verify_one` does not refuse; the others are named through `say` and passed over.
 
-    Raises `DamagedCheckpoint` if none is whole."""
+    Raises `DamagedCheckpoint` if none is whole; the newest one's `ScatteredCheckpoint` if nothing worse is with any."""
+    refusals = []
     for directory in candidates:
         try:
             verify_one(directory)
             return directory
         except DamagedCheckpoint as error:
-            say(f"passing over a damaged checkpoint: {error}")
+            say(f"passing over {error.kind}: {error}")
+            refusals.append(error)
+    if all(isinstance(error, ScatteredCheckpoint) for error in refusals):
+        raise refusals[0]
     raise DamagedCheckpoint(f"{candidates[0].parent}: none of its {len(candidates)} checkpoints is whole")
 
 
-def verify_together(directory: Path, say: Callable[[str], None]) -> Manifest:
-    """`manifest.verify`, with the files divided over the ranks. Collective; every rank returns or raises the same.
+@dataclass(frozen=True)
+class WholeCheckpoint:
+    """A checkpoint of which each file is whole on one storage at least.
 
-    `say` is told now and then how far rank 0 has come, which is about as far as all."""
-    manifest = from_rank_zero(lambda: read_manifest(directory))
-    mine = sorted(manifest.files)[dist.get_rank() :: dist.get_world_size()]
-    progress = _Progress(directory.name, sum(manifest.files[name].bytes for name in mine), say)
-    damage = None
-    try:
-        for name in mine:
-            verify_file(directory, name, manifest.files[name], progress.file_read)
-            progress.file_done(manifest.files[name].bytes)
-    except DamagedCheckpoint as error:
-        damage = str(error)
-    found: list[str | None] = [None] * dist.get_world_size()
+    `held`: for each storage that has its manifest, by the storage's leader, the files that are whole there."""
+
+    manifest: Manifest
+    held: dict[int, frozenset[str]]
+
+
+@dataclass(frozen=True)
+class _Copy:
+    """What one storage has of a checkpoint; without a manifest, what is wrong with it."""
+
+    manifest: Manifest | None
+    files: frozenset[str] = frozenset()
+    damage: str = ""
+    absent: bool = False
+
+
+def verify_together(directory: Path, say: Callable[[str], None], storages: Storages | None = None) -> WholeCheckpoint:
+    """`manifest.verify` of what all storages have of a checkpoint; each one's files are divided over the ranks that see
+    them. None: all ranks see one storage. Collective; every rank returns or raises the same.
+
+    `say` is told now and then how far rank 0 has come, which is about as far as all, and of damage that does not count
+    because another storage has the same file whole."""
+    storages = storages or Storages.shared()
+    copies = storages.on_each(lambda: _look_at(directory))
+    manifest = _most_complete(directory, list(copies.values()), storages)
+    held = {leader: copy.files for leader, copy in copies.items() if copy.manifest == manifest}
+    neighbours = storages.ranks_of(storages.leader)
+    mine = sorted(held.get(storages.leader, ()))[neighbours.index(storages.rank) :: len(neighbours)]
+    progress = Progress(f"checking {directory.name}", sum(manifest.files[name].bytes for name in mine), say)
+    damage = {}
+    for name in mine:
+        try:
+            verify_file(directory, name, manifest.files[name], progress.at)
+        except DamagedCheckpoint as error:
+            damage[name] = f"{storages.name(storages.rank)}: {error}" if storages.several else str(error)
+        progress.done(manifest.files[name].bytes)
+    found: list[dict[str, str]] = [{}] * len(storages.leaders)
     dist.all_gather_object(found, damage)
-    if damage := next((text for text in found if text is not None), None):
-        raise DamagedCheckpoint(damage)
-    return manifest
+    damaged = {(storages.leaders[rank], name): text for rank, by in enumerate(found) for name, text in by.items()}
+    held = {leader: frozenset(n for n in files if (leader, n) not in damaged) for leader, files in held.items()}
+    for (_, name), text in damaged.items():
+        if not any(name in files for files in held.values()):
+            raise DamagedCheckpoint(text)
+    spoilt = {leader: copy.damage for leader, copy in copies.items() if copy.manifest is None and not copy.absent}
+    for text in [*(f"{storages.name(leader)}: {text}" for leader, text in spoilt.items()), *damaged.values()]:
+        say(f"a copy is damaged, another storage has it whole: {text}")
+    return WholeCheckpoint(manifest, held)
 
 
-class _Progress:
-    """A line every ten seconds while this rank's files are read."""
+def _look_at(directory: Path) -> _Copy:
+    try:
+        manifest = read_manifest(directory)
+    except DamagedCheckpoint as error:
+        return _Copy(None, damage=str(error), absent=not os.path.lexists(directory))
+    return _Copy(manifest, frozenset(manifest.files) - frozenset(files_missing(directory, manifest)))
 
-    def __init__(self, name: str, total: int, say: Callable[[str], None]):
-        self._name, self._total, self._say = name, total, say
-        self._done, self._next_line = 0, time.monotonic() + SECONDS_BETWEEN_LINES
 
-    def file_read(self, bytes_read: int) -> None:
-        if time.monotonic() >= self._next_line:
-            self._next_line += SECONDS_BETWEEN_LINES
-            self._say(f"checking {self._name}: {(self._done + bytes_read) / self._total:.0%}")
-
-    def file_done(self, size: int) -> None:
-        self._done += size
+def _most_complete(directory: Path, copies: list[_Copy], storages: Storages) -> Manifest:
+    """The manifest whose files are all there on the storages that have it. (They have different ones where one of them
+    was left out when a step was taken again.) Raises `DamagedCheckpoint`."""
+    incomplete: list[tuple[Manifest, list[str]]] = []
+    for manifest in (copy.manifest for copy in copies if copy.manifest is not None):
+        missing = set(manifest.files).difference(*(copy.files for copy in copies if copy.manifest == manifest))
+        if not missing:
+            return manifest
+        incomplete.append((manifest, sorted(missing)))
+    if not incomplete:
+        raise DamagedCheckpoint(min((copy.absent, copy.damage) for copy in copies)[1])
+    first, names = incomplete[0]
+    for name in names:
+        if first.hosts.get(name) not in storages.hosts:
+            raise not_here(directory, first, names)
+    raise DamagedCheckpoint(
+        f"{directory}: {names[0]} is not on {first.hosts[names[0]]} either: the run ended while it saved that step, or "
+        "the file was deleted"
+    )

@@ -2,8 +2,10 @@
 
 import hashlib
 import json
+import os
 import re
 import stat
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,6 +27,14 @@ _RANK_FILE = re.compile(r"rank_\d{5,}\.safetensors")
 
 class DamagedCheckpoint(RuntimeError):
     """A checkpoint directory that is not whole; the message names the file and what is wrong with it."""
+
+    kind = "a damaged checkpoint"
+
+
+class ScatteredCheckpoint(DamagedCheckpoint):
+    """A checkpoint of machines with disks of their own, of which some files are not here; the message names them."""
+
+    kind = "a checkpoint that is not all here"
 
 
 @dataclass(frozen=True)
@@ -49,6 +59,7 @@ class Manifest:
     files: dict[str, FileRecord]  # rank_00000.safetensors, … → size and checksum
     freezing: dict[str, Any] = field(default_factory=dict)  # what a policy that measures has been told
     reference: dict[str, list[int]] = field(default_factory=dict)  # shapes of the tensors that it compares with
+    hosts: dict[str, str] = field(default_factory=dict)  # file → machine with a disk of its own that wrote it
     format_version: int = FORMAT_VERSION
 
 
@@ -75,6 +86,8 @@ def list_checkpoints(root: Path) -> list[Path]:
 
 def write_manifest(directory: Path, manifest: Manifest) -> None:
     content = json.loads(json.dumps(asdict(manifest)))  # as it will be read: keys are strings, tuples are lists
+    if not manifest.hosts:
+        del content["hosts"]
     write_text(directory / MANIFEST, json.dumps(content | {OWN_CHECKSUM: manifest_digest(content)}, indent=1))
 
 
@@ -115,9 +128,41 @@ def verify(directory: Path) -> Manifest:
 
     Reads the whole checkpoint once. Raises `DamagedCheckpoint`, and `BadInput` as `read_manifest` does."""
     manifest = read_manifest(directory)
+    require_all_here(directory, manifest)
     for name in manifest.files:
         verify_file(directory, name, manifest.files[name])
     return manifest
+
+
+def require_all_here(directory: Path, manifest: Manifest) -> None:
+    """Raises `DamagedCheckpoint` where files are missing, `ScatteredCheckpoint` if they lie on other machines."""
+    if missing := files_missing(directory, manifest):
+        raise not_here(directory, manifest, missing)
+
+
+def files_missing(directory: Path, manifest: Manifest) -> list[str]:
+    return [name for name in sorted(manifest.files) if not os.path.lexists(directory / name)]
+
+
+def not_here(directory: Path, manifest: Manifest, missing: list[str]) -> DamagedCheckpoint:
+    """What to raise where the files `missing`, at least one, are not found."""
+    if missing[0] not in manifest.hosts:
+        return DamagedCheckpoint(f"{directory / missing[0]}: missing")
+    by_host: dict[str, list[str]] = {}
+    for name in missing:
+        by_host.setdefault(manifest.hosts.get(name, "another machine"), []).append(name)
+    shown = [f"{', '.join(names[:4])}{', …' if len(names) > 4 else ''} of {host}" for host, names in by_host.items()]
+    return ScatteredCheckpoint(
+        f"{directory}: {len(missing)} of its {len(manifest.files)} files not here but on other machines' own disks "
+        f"({'; '.join(shown)}): resume the run with those machines, which gathers them, or copy the files together"
+    )
+
+
+def set_aside(directory: Path) -> Path:
+    """Rename a checkpoint that the run does not go on from: its new path. Raises OSError."""
+    aside = directory.with_name(f"set_aside_{directory.name}_{time.strftime('%Y%m%d_%H%M%S')}")
+    directory.rename(aside)
+    return aside
 
 
 def verify_file(

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors import SafetensorError, safe_open
 
-from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest
+from trainer.checkpoint.manifest import DamagedCheckpoint, Manifest, read_manifest, require_all_here
 from trainer.checkpoint.state_file import MASTER, REFERENCE, split_key
 from trainer.errors import BadInput
 
@@ -33,6 +33,7 @@ class Checkpoint:
         """Raises `DamagedCheckpoint` if a file is no safetensors file, or if any element of a tensor is not there."""
         self.directory = directory
         self.manifest: Manifest = read_manifest(directory)
+        require_all_here(directory, self.manifest)
         self._files = {}
         self._parts: dict[tuple[str, str], list[_Part]] = defaultdict(list)
         for file_name in self.manifest.files:

@@ -37,6 +37,7 @@ from trainer.pretrained import Pretrained, load_pretrained
 from trainer.pretrained.initial import Origin
 from trainer.ranks import on_every_rank
 from trainer.stopping import StopSignals
+from trainer.storages import Storages
 from trainer.tracking.console import Console
 from trainer.watchdog import Watchdog
 
@@ -64,6 +65,7 @@ class Finetuning(Training):
         self,
         plan: FinetunePlan,
         device: torch.device,
+        storages: Storages,
         checkpoint: Checkpoint | None,
         watchdog: Watchdog,
         signals: StopSignals,
@@ -72,7 +74,7 @@ class Finetuning(Training):
         self._criterion = SoftTargetCrossEntropy()
         self._dtype = PRECISIONS[plan.ds.precision]
         self._pretrained: Pretrained | None = None
-        super().__init__(plan, device, checkpoint, watchdog, signals)
+        super().__init__(plan, device, storages, checkpoint, watchdog, signals)
         self._validation = Validation(plan, device, self._dtype) if plan.validation else None
 
     def _prepare(self, checkpoint: Checkpoint | None) -> None:
