@@ -14,7 +14,6 @@ from tests.launch.small_recipe import small_recipe
 from trainer.data.shard_index import ShardIndex
 from trainer.tracking.metrics import read_metrics
 
-pytestmark = pytest.mark.slow
 REPOSITORY = Path(__file__).parents[2]
 
 
@@ -37,6 +36,7 @@ def losses(run: Path) -> list[float]:
     return [event["loss"] for event in read_metrics(run) if event["event"] == "step"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_from_a_url_is_the_run_from_disk_counts_substitutes_and_keeps_no_secrets(shards, recipe, tmp_path):
     copy = Path(shutil.copytree(shards, tmp_path / "copy"))
     index = ShardIndex.open(copy)
@@ -62,6 +62,7 @@ def test_a_run_from_a_url_is_the_run_from_disk_counts_substitutes_and_keeps_no_s
         assert "pa55word" not in content
 
 
+@pytest.mark.exhaustive
 def test_a_run_from_a_pipe_says_what_it_is_not_and_goes_on_after_a_stop(shards, recipe, tmp_path):
     pipe = f"pipe:cat {shards}/train-{{00000..00005}}.tar"
     more = ("data.samples=64", "train.epochs=1", "checkpoint.every_steps=4")
@@ -79,6 +80,7 @@ def test_a_run_from_a_pipe_says_what_it_is_not_and_goes_on_after_a_stop(shards, 
     assert "holds other shards than it was trained on" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_failing_pipe_ends_the_run_with_one_line(recipe, tmp_path):
     done = train(recipe, "pipe:exit 3", tmp_path / "run", "data.samples=64")
     assert done.returncode == 2

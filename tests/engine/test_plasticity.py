@@ -117,7 +117,7 @@ def run_without(shards: Path, output: Path, ds_config: dict, freezing: dict, cha
     return train(shards, output, ds_config, freezing, None, **changes)
 
 
-@pytest.mark.parametrize("stage", [pytest.param(2, marks=EXHAUSTIVE), pytest.param(3, marks=SLOW)])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=SLOW), pytest.param(3, marks=EXHAUSTIVE)])
 def test_initial_units_never_train_and_are_saved_exactly(
     two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int
 ) -> None:

@@ -56,7 +56,7 @@ def test_a_run_is_evaluated_by_one_process_and_otherwise_left_alone(run: Path, p
     assert read_metrics(run)[-1] == {"event": "evaluation", **result}
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_launcher_gives_the_same_figures(run: Path, painted: Path, tmp_path: Path) -> None:
     common = ["--init", run, "--data", painted, *SMALL]
     results = []

@@ -73,7 +73,7 @@ def evaluate_checkpoint(run: Path, shards: Path) -> list[dict[str, Any]]:
         pytest.param(0, "fp32", marks=pytest.mark.slow),
         (2, "fp32"),
         pytest.param(3, "fp32", marks=pytest.mark.exhaustive),
-        pytest.param(3, "bf16", marks=pytest.mark.slow),
+        pytest.param(3, "bf16", marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(

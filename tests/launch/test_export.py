@@ -160,7 +160,9 @@ def test_the_encoder_loads_strictly_into_the_call_that_is_printed(scrambled_run,
     assert json.loads(about["model_args"]) == {"img_size": 64, "embed_dim": 32, "depth": 4, "num_heads": 2}
 
 
-@pytest.mark.parametrize("size", ["small", pytest.param("base", marks=SLOW), pytest.param("large", marks=SLOW)])
+@pytest.mark.parametrize(
+    "size", ["small", pytest.param("base", marks=SLOW), pytest.param("large", marks=pytest.mark.exhaustive)]
+)
 def test_standard_sizes_load_strictly_by_timms_name_with_the_same_features(size, tmp_path):
     config = ModelConfig(size=size, decoder_dim=16, decoder_heads=2)
     model = scrambled(config)

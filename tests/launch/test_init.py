@@ -33,7 +33,7 @@ def test_a_run_starts_from_another_and_then_goes_on_with_its_own(tmp_path: Path,
         assert f"goes on from {run.directory}/checkpoints/step_00000007" in run.printed
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_run_starts_from_an_encoder_alone(tmp_path: Path, shards: Path) -> None:
     """Under MAE's names, which have no stages."""
     model = write_run(tmp_path / "source", MODEL)

@@ -46,7 +46,7 @@ def test_a_run_whose_time_is_up_saves_and_can_go_on(run: Run) -> None:
     [  # torchrun has one code for all that is not 0; a scheduler signals the launcher: 1, whatever its ranks say
         pytest.param("deepspeed", signal.SIGUSR1, "rank 1", 75, marks=SLOW),
         pytest.param("deepspeed", signal.SIGINT, "rank 0", 75, marks=EXHAUSTIVE),
-        pytest.param("deepspeed", signal.SIGTERM, "deepspeed.launcher.launch", 1, marks=SLOW),
+        pytest.param("deepspeed", signal.SIGTERM, "deepspeed.launcher.launch", 1, marks=EXHAUSTIVE),
         pytest.param("torchrun", signal.SIGTERM, "rank 1", 1, marks=EXHAUSTIVE),
         pytest.param("torchrun", signal.SIGINT, "rank 0", 1, marks=EXHAUSTIVE),
         pytest.param("torchrun", signal.SIGTERM, "launcher", 1, marks=EXHAUSTIVE),
@@ -86,7 +86,7 @@ def test_one_ctrl_c_that_arrives_twice_at_once_still_saves(run: Run) -> None:
     ("launcher", "victim"),
     [
         pytest.param("deepspeed", 0, marks=EXHAUSTIVE),
-        pytest.param("deepspeed", 1, marks=SLOW),
+        pytest.param("deepspeed", 1, marks=EXHAUSTIVE),
         pytest.param("torchrun", 0, marks=SLOW),
         pytest.param("torchrun", 1, marks=EXHAUSTIVE),
     ],

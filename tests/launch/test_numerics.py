@@ -37,7 +37,7 @@ def test_bad_steps_are_counted_and_training_goes_on_until_there_are_too_many_in_
     check_report(run, world_size=1, steps=[11, 12, 13])
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_too_many_bad_steps_on_one_rank_end_the_run_on_all(run: Run) -> None:
     run.start("deepspeed", "train.max_bad_steps=2", fault="nan:7-99")
     assert run.end() == 1, run.printed[-3000:]

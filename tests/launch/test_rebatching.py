@@ -18,7 +18,7 @@ def run(tmp_path: Path, shards: Path) -> Iterator[Run]:
         yield run
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_micro_batch_grows_and_every_freeze_says_to_what(run: Run) -> None:
     run.start("python", *REBATCH)
     assert run.end() == 0, run.printed[-3000:]

@@ -20,9 +20,9 @@ SMALL_CHANGE = 1e-3
 """AdamW's counters of steps and the gradient norms are not planned for: under a thousandth even of this tiny model."""
 BUCKET_ELEMENTS = 5000
 """``reduce_bucket_size`` of `tests.engine.cases.resolved_config`."""
-FAST = [Setting(1, "bf16", accumulation=2), Setting(2, "fp32"), Setting(3, "bf16")]
-MATRIX = [Setting(stage, precision) for stage, precision in product((0, 2, 3), ("fp32", "bf16"))]
-MATRIX += [Setting(1, precision, accumulation=2) for precision in ("fp32", "bf16")]
+FAST = [Setting(1, "fp32", accumulation=2), Setting(2, "fp32")]
+MATRIX = [Setting(1, precision, accumulation=2) for precision in ("bf16", "fp32")]
+MATRIX += [Setting(stage, precision) for stage, precision in product((3, 2, 0), ("fp32", "bf16"))]
 OFFLOADED = [Setting(stage, precision, offload=True) for stage, precision in product((2, 3), ("fp32", "bf16"))]
 
 
@@ -35,7 +35,7 @@ def test_planned_bytes_equal_those_of_two_ranks(two_ranks: RankPool, setting: Se
     check(two_ranks.run(memory_by_frozen_units, setting, (0, 2)), setting)
 
 
-@pytest.mark.parametrize("setting", [Setting(1, "bf16", accumulation=2), Setting(2, "fp32")], ids=str)
+@pytest.mark.parametrize("setting", FAST, ids=str)
 def test_planned_bytes_equal_those_of_one_rank_which_has_no_bucket(one_rank: RankPool, setting: Setting) -> None:
     check(one_rank.run(memory_by_frozen_units, setting, (0, 2)), setting, bucket=0)
 
