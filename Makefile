@@ -10,7 +10,7 @@ demo: .venv/.demo ## photographs -> shards -> two ranks through every freeze -> 
 	bash launch/demo.sh
 
 test: .venv/.test ## the tests, on real ranks; no GPU and no network needed
-	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m "not slow and not exhaustive and not cluster"
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive and not cluster"
 
 test-slow: .venv/.test ## matrices, real launchers, real kills
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m slow
