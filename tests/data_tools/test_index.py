@@ -234,6 +234,7 @@ def test_samples_that_training_could_not_read_are_refused(case, sound, capsys):
         (gzip.compress(bytes(10240)), "compressed with gzip, and a compressed tar can only be read from its beginning"),
         (b"<html>404</html>".ljust(1024), "no tar header at byte 0"),
     ],
+    ids=["empty", "gzip", "a page"],
 )
 def test_files_that_are_no_tars_are_refused(content, words, sound, capsys):
     (sound / "a-1.tar").write_bytes(content)
