@@ -3,7 +3,7 @@
 What a second rank costs: the time of a ViT-B step on two ranks against one, with the same images per rank, and what of
 the difference is the machine's and what communication; what some keys of the ds_config change in it; and what a step
 sends at every frozen count beside what the plan says. Prints markdown tables, with --output writes them as a page.
-Takes about twelve minutes and 18 GB of memory on two cores that have nothing else to do; --quick shows in one, on a
+Takes about twenty minutes and 18 GB of memory on two cores that have nothing else to do; --quick shows in one, on a
 tiny model, that everything works, with figures that mean nothing."""
 
 import argparse
