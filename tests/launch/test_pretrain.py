@@ -133,6 +133,7 @@ def test_a_run_whose_deepspeed_command_is_terminated_saves_and_leaves_nothing_be
     assert verify(newest).world_size == 2
 
 
+@pytest.mark.slow
 def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(finished: Run, reference: Run) -> None:
     checkpoints = finished.directory / "checkpoints"
     finished.start("python", "--resume", str(list_checkpoints(checkpoints)[-1]))
@@ -143,6 +144,7 @@ def test_going_back_to_an_earlier_checkpoint_sets_the_later_ones_aside(finished:
     assert finished.losses().keys() == reference.losses().keys()
 
 
+@pytest.mark.slow
 def test_weights_that_blew_up_do_not_push_out_good_checkpoints(run: Run) -> None:
     run.start("python", "optimizer.lr=1e30", "optimizer.clip_grad=0", "tracking.log_every=20",
               "checkpoint.every_steps=1", "checkpoint.keep_last=1")  # fmt: skip
