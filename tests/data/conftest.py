@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import trainer.data.cache
+from tests.data.cached_shards import CHUNK
 from tests.data.http_store import HttpStore, serve
 from trainer.data.cache_folder import CacheFolder
 
@@ -26,3 +28,9 @@ def folder(tmp_path) -> Path:
     """Of a cache, as a run prepares it."""
     CacheFolder(tmp_path / "cache", 10**9).prepare()
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def small_chunks(monkeypatch) -> None:
+    """Of a cache: so small that the tests' shards have many."""
+    monkeypatch.setattr(trainer.data.cache, "CHUNK", CHUNK)

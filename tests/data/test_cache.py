@@ -30,10 +30,7 @@ from trainer.data.cache_folder import CacheFolder
 from trainer.data.errors import ShardError
 from trainer.data.shard_index import ShardIndex
 
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(trainer.data.cache, "CHUNK", CHUNK)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def settings_of(store: HttpStore, folder: Path, **changes) -> Settings:

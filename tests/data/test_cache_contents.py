@@ -33,11 +33,6 @@ from trainer.data.shard_index import ShardIndex
 from trainer.data.storage import Storage
 
 
-@pytest.fixture
-def small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(trainer.data.cache, "CHUNK", CHUNK)
-
-
 def flip_in_content(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-7] ^= 1

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-import trainer.data.cache
 import trainer.data.cache_folder
 from tests.data.cached_shards import (
     CHUNK,
@@ -33,10 +32,7 @@ from trainer.data.source import open_source
 from trainer.errors import BadInput
 from trainer.recipe import parse_recipe
 
-
-@pytest.fixture(autouse=True)
-def _small_chunks(monkeypatch) -> None:
-    monkeypatch.setattr(trainer.data.cache, "CHUNK", CHUNK)
+pytestmark = pytest.mark.usefixtures("small_chunks")
 
 
 def be_gone(folder: Path, monkeypatch) -> None:
