@@ -75,7 +75,9 @@ def hold(outputs: list[str]) -> list[str] | str:
     try:
         with on_own_host(output), holding_output(output):
             dist.barrier()
-            return sorted(path.name for path in output.iterdir())
+            found = sorted(path.name for path in output.iterdir())
+            dist.barrier()  # each leader takes its lock away as it leaves
+            return found
     except BadInput as error:
         return str(error)
 
