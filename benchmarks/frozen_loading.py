@@ -23,7 +23,7 @@ from trainer.model.localmim import LocalMIM
 from trainer.model.masking import mask_noise
 
 WORLD_SIZES, ZERO_STAGES = (1, 2), (1, 2, 3)
-STEPS = 4
+STEPS = 8
 """Timed in a row, of either kind."""
 REFERENCES = 3
 TIMEOUT = 900
