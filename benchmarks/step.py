@@ -2,7 +2,7 @@
 
 A training step of LocalMIM ViT-B (forward, backward, AdamW) on the CPU: against the same step written down plainly,
 against the rate of a large matrix product on this machine, and what lies between. Prints markdown tables with a
-description of the machine. Takes some minutes, on two cores that have nothing else to do, and the memory of three ViT-B
+description of the machine. Takes some minutes, on two cores that have nothing else to do, and the memory of four ViT-B
 with their optimizers; --quick takes a tiny model and shows in seconds that everything works."""
 
 import sys
