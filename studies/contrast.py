@@ -1,103 +1,155 @@
 """Points of equal cost side by side: what the study's tables say."""
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from benchmarks.tables import Section
+from studies.cost import flops
 from studies.results import MEASURES, Point, mean_and_spread
-from studies.trials import MAIN_FROZEN, shortened
+from studies.trials import CONTRASTED, Trial, shortened
 
-Rival = tuple[str, int, int]
-"""Policy, steps of its schedule, steps taken."""
+_SECONDS = "seconds"
 
 
-def main_section(points: Sequence[Point], budget: int, unit_cost: int) -> Section:
+@dataclass(frozen=True)
+class Contender:
+    """`by_seed`: for each seed, its accuracy by measure and its seconds; None where nobody measured it."""
+
+    name: str
+    cost: int
+    by_seed: Mapping[int, Mapping[str, float | None]]
+
+    def values(self, measure: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """Of these seeds, all unless given, that have one; by rising seed."""
+        found = [self.by_seed[seed][measure] for seed in sorted(self.by_seed) if seeds is None or seed in seeds]
+        return [value for value in found if value is not None]
+
+    def seeds(self, measure: str) -> set[int]:
+        return {seed for seed, values in self.by_seed.items() if values[measure] is not None}
+
+
+def contenders(points: Sequence[Point], budget: int) -> dict[str, list[Contender]]:
+    """Each policy of the main contrast with those of equal cost that do not freeze: stopped early (between two
+    checkpoints: on the straight line) and with a shorter schedule. Under `none` the unfrozen run to its end."""
+    found = {"none": [_ended(points, "unfrozen, to the end", "none", budget)]}
+    for policy in CONTRASTED:
+        steps = shortened(policy, budget)
+        share = f"{steps / budget:.3f}"
+        rivals = [
+            _stopped(points, f"unfrozen, stopped at {share}", budget, steps),
+            _ended(points, f"unfrozen, schedule of {share}", "none", steps),
+        ]
+        found[policy] = [_ended(points, policy, policy, budget), *rivals]
+    return {policy: [one for one in many if one.by_seed] for policy, many in found.items()}
+
+
+def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[Section]:
     """The main contrast of one budget; accuracies in percent, costs in units of `unit_cost`."""
-    rivals: dict[Rival, str] = {
-        ("none", budget, budget): "unfrozen, to the end",
-        ("none", budget, shortened(budget)): "unfrozen, stopped early",
-        ("none", shortened(budget), shortened(budget)): "unfrozen, shorter schedule",
-        **{(policy, budget, budget): policy for policy in MAIN_FROZEN},
-    }
-    found = _by_rival(points)
-    rows = [[name, *_figures(found[rival], unit_cost)] for rival, name in rivals.items() if rival in found]
-    frozen = [(policy, budget, budget) for policy in MAIN_FROZEN]
-    others = [rival for rival in rivals if rival[0] == "none"]
-    remarks = [
-        f"{rivals[a]} less {rivals[b]}, seed by seed: {_difference(found[a], found[b])}."
-        for a in frozen
-        for b in others
-        if a in found and b in found and _common_seeds(found[a], found[b])
+    found = contenders(points, budget)
+    once = {one.name: one for many in found.values() for one in many}
+    whole = found["none"][0].values(_SECONDS) if found["none"] else []
+    rows = [
+        [
+            one.name,
+            str(len(one.by_seed)),
+            f"{one.cost / unit_cost:.3f}",
+            _ratio(one.values(_SECONDS), whole),
+            *(_percent(one.values(measure)) for measure in MEASURES),
+        ]
+        for one in sorted(once.values(), key=lambda one: (-one.cost, one.name))
     ]
-    return Section(
+    contrast = Section(
         f"{budget} steps",
-        "Mean and standard deviation over the seeds, in percent of the held-out images; cost in matmul FLOPs.",
-        ["run", "seeds", "cost", *MEASURES.values()],
+        "Mean and standard deviation over the seeds, in percent of the held-out images. *Cost*: matmul FLOPs over "
+        "those of the unfrozen run of the first budget. *Seconds*: wall time of the steps over the unfrozen run's.",
+        ["run", "seeds", "cost", "seconds", *MEASURES.values()],
         rows,
-        remarks,
     )
+    differences = [
+        [f"{frozen.name} less {rival.name}", *(_difference(frozen, rival, measure) for measure in MEASURES)]
+        for policy, (frozen, *rivals) in ((policy, many) for policy, many in found.items() if many)
+        if policy != "none" and frozen.name == policy
+        for rival in [*rivals, *found["none"]]
+    ]
+    seed_by_seed = Section(
+        f"{budget} steps, seed by seed",
+        "Points by which a frozen run is above an unfrozen one of the same seed: mean and standard deviation.",
+        ["difference", *MEASURES.values()],
+        differences,
+    )
+    return [section for section in (contrast, seed_by_seed) if section.rows]
 
 
 def others_section(points: Sequence[Point], budget: int, unit_cost: int) -> Section:
     """Every policy's run with seed 0 beside an unfrozen run of the same seed stopped at the same cost."""
-    unfrozen = [p for p in points if p.trial.policy == "none" and p.trial.steps == budget and p.trial.seed == 0]
+    curve = _curve(points, budget, seed=0)
     rows = []
     for point in points:
         if (point.trial.steps, point.trial.seed) == (budget, 0) and point.is_last and point.trial.policy != "none":
-            stopped = {measure: at_cost(unfrozen, measure, point.cost) for measure in MEASURES}
             row = [point.trial.policy, f"{point.cost / unit_cost:.3f}"]
             for measure in MEASURES:
-                accuracy, rival = getattr(point.accuracy, measure), stopped[measure]
-                row += [f"{accuracy:.2%}", "–" if rival is None else f"{100 * (accuracy - rival):+.2f}"]
+                accuracy, rival = point.accuracy(measure), at_cost(curve, _of(measure), point.cost)
+                row.append("–" if accuracy is None else f"{accuracy:.2%}")
+                row.append("–" if accuracy is None or rival is None else f"{100 * (accuracy - rival):+.2f}")
             rows.append(row)
-    header = [text for name in MEASURES.values() for text in (name, "less stopped early")]
     return Section(
         f"All policies, {budget} steps, one seed",
         "Beside each accuracy, in points, what it is above the unfrozen run when that had cost as much (between two of "
         "its checkpoints: on the straight line). One seed cannot tell such differences from chance.",
-        ["policy", "cost", *header],
+        ["policy", "cost", *(text for name in MEASURES.values() for text in (name, "less stopped early"))],
         rows,
     )
 
 
-def at_cost(curve: Sequence[Point], measure: str, cost: int) -> float | None:
-    """Accuracy of a run when it had cost so much, between its checkpoints on the straight line; None beyond them."""
-    ordered = sorted(curve, key=lambda point: point.cost)
-    for before, after in pairwise(ordered):
-        if before.cost <= cost <= after.cost:
-            share = (cost - before.cost) / (after.cost - before.cost)
-            a, b = (float(getattr(point.accuracy, measure)) for point in (before, after))
-            return a + share * (b - a)
+def at_cost(curve: Sequence[Point], value: Callable[[Point], float | None], cost: int) -> float | None:
+    """A value of a run when it had cost so much, between the checkpoints that have one on the straight line; None
+    beyond them."""
+    known = [(point.cost, found) for point in curve if (found := value(point)) is not None]
+    for (before, low), (after, high) in pairwise(sorted(known)):
+        if before <= cost <= after:
+            return low + (cost - before) / (after - before) * (high - low)
     return None
 
 
-def _by_rival(points: Sequence[Point]) -> dict[Rival, list[Point]]:
-    found = defaultdict(list)
-    for point in points:
-        found[point.trial.policy, point.trial.steps, point.steps].append(point)
-    return found
+def _ended(points: Sequence[Point], name: str, policy: str, steps: int) -> Contender:
+    ended = [p for p in points if (p.trial.policy, p.trial.steps) == (policy, steps) and p.is_last]
+    by_seed = {p.trial.seed: {measure: _of(measure)(p) for measure in (*MEASURES, _SECONDS)} for p in ended}
+    return Contender(name, ended[0].cost if ended else 0, by_seed)
 
 
-def _figures(points: Sequence[Point], unit_cost: int) -> list[str]:
-    figures = [str(len(points)), f"{points[0].cost / unit_cost:.3f}"]
-    return figures + [_percent([getattr(p.accuracy, measure) for p in points]) for measure in MEASURES]
+def _stopped(points: Sequence[Point], name: str, budget: int, steps: int) -> Contender:
+    seeds = {p.trial.seed for p in points if p.trial.policy == "none" and p.trial.steps == budget}
+    cost = flops(Trial("none", steps, 0, quick=points[0].trial.quick)) if points else 0
+    by_seed = {}
+    for seed in seeds:
+        curve = _curve(points, budget, seed)
+        values = {measure: at_cost(curve, _of(measure), cost) for measure in (*MEASURES, _SECONDS)}
+        if any(value is not None for value in values.values()):
+            by_seed[seed] = values
+    return Contender(name, cost, by_seed)
 
 
-def _percent(shares: list[float]) -> str:
+def _curve(points: Sequence[Point], budget: int, seed: int) -> list[Point]:
+    return [p for p in points if (p.trial.policy, p.trial.steps, p.trial.seed) == ("none", budget, seed)]
+
+
+def _of(measure: str) -> Callable[[Point], float | None]:
+    return lambda point: getattr(point.judged, measure)
+
+
+def _ratio(values: list[float], whole: list[float]) -> str:
+    return f"{mean_and_spread(values)[0] / mean_and_spread(whole)[0]:.3f}" if values and whole else "–"
+
+
+def _percent(shares: list[float], sign: str = "") -> str:
+    if not shares:
+        return "–"
     middle, spread = mean_and_spread([100 * share for share in shares])
-    return f"{middle:.2f}" if spread is None else f"{middle:.2f} ± {spread:.2f}"
+    return f"{middle:{sign}.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def _common_seeds(a: Sequence[Point], b: Sequence[Point]) -> list[int]:
-    return sorted({p.trial.seed for p in a} & {p.trial.seed for p in b})
-
-
-def _difference(a: Sequence[Point], b: Sequence[Point]) -> str:
-    texts = []
-    for measure, name in MEASURES.items():
-        one, other = ({p.trial.seed: getattr(p.accuracy, measure) for p in points} for points in (a, b))
-        differences = [100 * (one[seed] - other[seed]) for seed in _common_seeds(a, b)]
-        middle, spread = mean_and_spread(differences)
-        texts.append(f"{name} {middle:+.2f}" + ("" if spread is None else f" ± {spread:.2f}"))
-    return ", ".join(texts) + " points"
+def _difference(one: Contender, other: Contender, measure: str) -> str:
+    seeds = sorted(one.seeds(measure) & other.seeds(measure))
+    pairs = zip(one.values(measure, seeds), other.values(measure, seeds), strict=True)
+    return _percent([a - b for a, b in pairs], sign="+")

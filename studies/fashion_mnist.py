@@ -6,8 +6,6 @@ and unpacked, not installed. They are stored as JPEGs of quality 95, so that a r
 
 import gzip
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +13,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from data_tools.photograph_sources import FetchError, fetch_package, user_cache
+from studies.shards import convert, is_made
 from trainer.errors import BadInput
 
 PACKAGE = "dataset-fashion-mnist"
 CLASSES = ("t_shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle_boot")
 _FOLDER = "usr/share/datasets/fashion-mnist"
 _FILES = {"train": "train", "validation": "t10k"}
-_TRAINING_SHARDS, _VALIDATION_SHARDS = 8, 2
 _QUALITY = 95
 
 
@@ -30,17 +28,11 @@ def make_shards(output: Path, limit: int | None = None) -> Path:
     `limit` images.
 
     Raises `BadInput` where the package cannot be fetched."""
-    if (output / "train.json").is_file() and (output / "validation.json").is_file():
+    if is_made(output):
         return output
     images = output.with_name(f"{output.name}_images")
     _write_images(_unpacked_package(), images, limit)
-    subprocess.run(
-        [sys.executable, "-m", "data_tools", "imagefolder", "--input", str(images), "--output", str(output),
-         "--shards", str(_TRAINING_SHARDS), "--val-shards", str(_VALIDATION_SHARDS), "--workers", "1"],
-        check=True,
-    )  # fmt: skip
-    shutil.rmtree(images)
-    return output
+    return convert(images, output)
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:

@@ -2,8 +2,9 @@
 
     python -m studies.freezing [--quick] [--seeds 3] [--at-once 2]
 
-Fetches Fashion-MNIST, makes shards of it, and runs what is not there yet under runs/studies, hours on two cores. Stop
-it whenever you like: the same command goes on. --quick takes the same road in minutes, with numbers that mean nothing.
+Fetches Fashion-MNIST and photographs, makes shards of them, and runs what is not there yet under runs/studies, hours on
+two cores. Stop it whenever you like: the same command goes on. --quick takes the same road in minutes, with numbers
+that mean nothing.
 """
 
 import argparse
@@ -15,13 +16,14 @@ from pathlib import Path
 from benchmarks.pages import at_least_one
 from launch.command import ArgumentParser, run_command
 from studies.cost import unit
-from studies.fashion_mnist import make_shards
+from studies.finetuning import finetune_missing
+from studies.image_sets import IMAGE_SETS, ImageSet
 from studies.judging import judge_missing
 from studies.page import put_tables, tables
 from studies.picture import draw
-from studies.results import read_points
+from studies.pretraining import pretrainings
+from studies.results import Point, read_points
 from studies.runner import REPOSITORY, run_missing
-from studies.trials import BUDGETS, QUICK_BUDGETS, all_trials
 from trainer.errors import BadInput
 
 QUICK_IMAGES = 320
@@ -41,26 +43,34 @@ def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main(words: Sequence[str] | None = None) -> int:
     arguments = parse_arguments(words)
-    quick, suffix = arguments.quick, "_quick" if arguments.quick else ""
-    folder = arguments.work / f"freezing{suffix}"
-    output = arguments.output or (folder if quick else REPOSITORY / "docs")
+    quick = arguments.quick
+    output = arguments.output or (arguments.work if quick else REPOSITORY / "docs")
     if arguments.output and not output.is_dir():
         raise BadInput(f"--output {output}: there is no such folder; make it")
-    shards = make_shards(arguments.work / f"fashion_mnist{suffix}", QUICK_IMAGES if quick else None)
-    trials = all_trials(arguments.seeds, quick=quick)
-    if not arguments.skip_training:
-        run_missing(trials, shards, folder, at_once=arguments.at_once)
-    judge_missing(trials, shards, folder)
-    points = read_points(folder, trials)
-    if not points:
-        raise BadInput(f"{folder} holds no run that has ended: leave out --skip-training")
+    found = {image_set: _points(image_set, arguments) for image_set in IMAGE_SETS}
+    found = {image_set: points for image_set, points in found.items() if points}
+    if not found:
+        raise BadInput(f"{arguments.work} holds no run that has ended: leave out --skip-training")
     cost = unit(quick=quick)
-    budgets = QUICK_BUDGETS if quick else BUDGETS
     command = shlex.join(["python", "-m", "studies.freezing", *(sys.argv[1:] if words is None else words)])
-    draw(points, cost, output / "study.png")
-    put_tables(output / "study.md", tables(points, budgets, cost, command))
+    draw(found, cost, output / "study.png")
+    put_tables(output / "study.md", tables(found, cost, command, quick=quick))
     print(f"tables in {output / 'study.md'}, picture in {output / 'study.png'}")
     return 0
+
+
+def _points(image_set: ImageSet, arguments: argparse.Namespace) -> list[Point]:
+    quick, suffix = arguments.quick, "_quick" if arguments.quick else ""
+    shards = image_set.make_shards(arguments.work / f"{image_set.name}{suffix}", QUICK_IMAGES if quick else None)
+    folder = arguments.work / f"freezing_{image_set.name}{suffix}"
+    trials = image_set.trials(arguments.seeds, quick=quick)
+    runs = pretrainings(trials, shards, folder)
+    if not arguments.skip_training:
+        run_missing(runs, at_once=arguments.at_once)
+    judge_missing(trials, runs, shards, folder)
+    if not arguments.skip_training:
+        finetune_missing(trials, shards, folder, at_once=arguments.at_once)
+    return read_points(folder, trials)
 
 
 if __name__ == "__main__":

@@ -1,31 +1,38 @@
 """Accuracy against cost, drawn."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 
 from matplotlib import colormaps
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from studies.image_sets import ImageSet
 from studies.results import MEASURES, Point
 from studies.trials import POLICIES
 
 _DPI = 120
 
 
-def draw(points: Sequence[Point], unit_cost: int, path: Path) -> None:
-    """A panel for each measure: one line for each policy through the ends of its runs, seeds as dots, and the unfrozen
-    runs' early-stopping curves dashed."""
-    figure = Figure(figsize=(11, 4.6), layout="constrained")
-    panels = figure.subplots(1, len(MEASURES))
-    for panel, (measure, name) in zip(panels, MEASURES.items(), strict=True):
-        _draw_panel(panel, points, measure, unit_cost)
-        panel.set_xlabel("cost in matmul FLOPs")
-        panel.set_ylabel(f"{name}, % of held-out images")
-        panel.spines[["top", "right"]].set_visible(False)
-    panels[-1].legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False)
+def draw(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, path: Path) -> None:
+    """A row for each set of images, a panel for each measure: one line for each policy through the ends of its runs,
+    seeds as dots, and the unfrozen runs' early-stopping curves dashed."""
+    figure = Figure(figsize=(4.2 * len(MEASURES) + 2, 4.4 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), len(MEASURES), squeeze=False)
+    labelled: dict[str, Artist] = {}
+    for row, (image_set, points) in zip(rows, found.items(), strict=True):
+        for panel, (measure, name) in zip(row, MEASURES.items(), strict=True):
+            _draw_panel(panel, points, measure, unit_cost)
+            panel.set_title(image_set.title, fontsize=10)
+            panel.set_xlabel("cost in matmul FLOPs")
+            panel.set_ylabel(f"{name}, % of held-out images")
+            panel.spines[["top", "right"]].set_visible(False)
+            handles, labels = panel.get_legend_handles_labels()
+            labelled = dict(zip(labels, handles, strict=True)) | labelled
+    figure.legend(labelled.values(), labelled.keys(), loc="outside right upper", frameon=False)
     figure.savefig(path, dpi=_DPI)
 
 
@@ -42,19 +49,20 @@ def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: i
     for point in points:
         if point.trial.has_curve:
             curves[point.trial.steps].append(point)
-    labelled = False
+    label: str | None = "none, stopped early"
     for curve in curves.values():
         stops = _by_cost(curve, measure)
         if len(stops) > 1:
-            label = None if labelled else "none, stopped early"
             costs = [cost / unit_cost for cost in stops]
             panel.plot(costs, [mean(values) for values in stops.values()], "--.", color="grey", lw=1, ms=4, label=label)
-            labelled = True
+            label = None
 
 
 def _by_cost(points: Sequence[Point], measure: str) -> dict[int, list[float]]:
     """Cost → accuracies of all seeds, in percent, by rising cost."""
     found = defaultdict(list)
     for point in sorted(points, key=lambda point: point.cost):
-        found[point.cost].append(100 * getattr(point.accuracy, measure))
+        accuracy = point.accuracy(measure)
+        if accuracy is not None:
+            found[point.cost].append(100 * accuracy)
     return found

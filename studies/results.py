@@ -7,11 +7,21 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from studies.cost import flops
-from studies.judge import Accuracy
 from studies.trials import Trial
 from trainer.files import write_text
 
-MEASURES = {"knn": "k-NN", "linear": "linear probe"}
+MEASURES = {"knn": "k-NN", "linear": "linear probe", "finetune": "fine-tuning"}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """How good a checkpoint is: shares of the held-out images, between 0 and 1, by `MEASURES`. `finetune` is None where
+    nobody fine-tuned it. `seconds`: wall time of the training up to there."""
+
+    knn: float
+    linear: float
+    seconds: float
+    finetune: float | None = None
 
 
 @dataclass(frozen=True)
@@ -21,26 +31,30 @@ class Point:
     trial: Trial
     steps: int
     cost: int
-    accuracy: Accuracy
+    judged: Judged
 
     @property
     def is_last(self) -> bool:
         """Of a run that went to its end."""
         return self.steps == self.trial.steps
 
+    def accuracy(self, measure: str) -> float | None:
+        value: float | None = getattr(self.judged, measure)
+        return value
+
 
 def result_file(folder: Path, trial: Trial) -> Path:
     return folder / f"{trial.name}.json"
 
 
-def read_judged(folder: Path, trial: Trial) -> dict[int, Accuracy]:
-    """Step → accuracy, of those checkpoints that were judged."""
+def read_judged(folder: Path, trial: Trial) -> dict[int, Judged]:
+    """By step, of those checkpoints that were judged."""
     path = result_file(folder, trial)
     judged = json.loads(path.read_text())["judged"] if path.is_file() else {}
-    return {int(step): Accuracy(**accuracy) for step, accuracy in judged.items()}
+    return {int(step): Judged(**values) for step, values in judged.items()}
 
 
-def write_judged(folder: Path, trial: Trial, judged: dict[int, Accuracy]) -> None:
+def write_judged(folder: Path, trial: Trial, judged: dict[int, Judged]) -> None:
     content = asdict(trial) | {"judged": {step: asdict(judged[step]) for step in sorted(judged)}}
     write_text(result_file(folder, trial), json.dumps(content, indent=1) + "\n")
 
@@ -48,9 +62,9 @@ def write_judged(folder: Path, trial: Trial, judged: dict[int, Accuracy]) -> Non
 def read_points(folder: Path, trials: Iterable[Trial]) -> list[Point]:
     """All that was judged, by trial and step."""
     return [
-        Point(trial, step, flops(trial, step), accuracy)
+        Point(trial, step, flops(trial, step), judged)
         for trial in trials
-        for step, accuracy in sorted(read_judged(folder, trial).items())
+        for step, judged in sorted(read_judged(folder, trial).items())
     ]
 
 

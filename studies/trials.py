@@ -1,5 +1,6 @@
 """What the study runs: a trial is one policy, at one length and one seed, as a recipe for launch/pretrain.py."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +11,23 @@ POLICIES: dict[str, dict[str, Any]] = {
     "none": {"how": "none"},
     "cubic .8 scaled": {"how": "cubic", "t0": 0.8, "scale_lr": True, "warmup": "uniform"},
     "cubic .8": {"how": "cubic", "t0": 0.8, "scale_lr": False},
+    "late": {"how": "steps", "steps": LATE, "scale_lr": False},
+    "late scaled": {"how": "steps", "steps": LATE, "scale_lr": True, "warmup": "per_unit"},
     "cubic .8 scaled, warm": {"how": "cubic", "t0": 0.8, "scale_lr": True, "warmup": "per_unit"},
     "cubic .9": {"how": "cubic", "t0": 0.9, "scale_lr": False},
     "cubic .65": {"how": "cubic", "t0": 0.65, "scale_lr": False},
     "cubic .5": {"how": "cubic", "t0": 0.5, "scale_lr": False},
     "linear .5": {"how": "linear", "t0": 0.5, "scale_lr": False},
     "linear .8": {"how": "linear", "t0": 0.8, "scale_lr": False},
-    "late": {"how": "steps", "steps": LATE, "scale_lr": False},
-    "late scaled": {"how": "steps", "steps": LATE, "scale_lr": True, "warmup": "per_unit"},
 }
 """Name in tables and pictures → section `freezing` of the recipe. What is not called scaled is unscaled."""
 
+CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48)}
+"""The policies that every seed runs, each with what it costs over no freezing, in matmul FLOPs, to 0.2 %: an unfrozen
+run of so many of the steps is as dear."""
+
 BUDGETS = (720, 1440)
 QUICK_BUDGETS = (24,)
-FROZEN_COST = (5, 6)
-"""Cost of cubic 0.8 over that of no freezing, in matmul FLOPs, to 0.2 %: an unfrozen run of 5/6 of the steps is as
-dear, and so is one that is stopped there, where a checkpoint is."""
 
 GLOBAL_BATCH = 32
 WARMUP_SHARE = 0.1  # as 10 of 100 epochs in the published runs
@@ -43,6 +45,7 @@ MODEL: dict[str, Any] = {
 """LocalMIM with its published stages and scales. Freezing saves about as much of its matmul FLOPs as of ViT-B's."""
 
 TINY_MODEL = MODEL | {"embed_dim": 16, "num_heads": 2, "decoder_dim": 16}
+CROP_SCALE = [0.6, 1.0]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Trial:
         return "-".join([*words, f"{self.steps}steps", f"seed{self.seed}"])
 
     @property
+    def model(self) -> dict[str, Any]:
+        """Section `model` of the recipe."""
+        return TINY_MODEL if self.quick else MODEL
+
+    @property
     def every(self) -> int:
         """Steps between two checkpoints."""
         return max(1, self.steps // STOPS)
@@ -68,11 +76,18 @@ class Trial:
         """Whether its checkpoints on the way are judged as well: an unfrozen run over a whole budget."""
         return self.policy == "none" and self.steps in (*BUDGETS, *QUICK_BUDGETS)
 
+    @property
+    def finetuned_at(self) -> set[int]:
+        """The steps whose checkpoints are fine-tuned: the last, and of a curve those that have cost what the policies
+        of `CONTRASTED` cost, if there is one."""
+        stops = [shortened(policy, self.steps) for policy in CONTRASTED] if self.has_curve else []
+        return {self.steps, *(stop for stop in stops if stop % self.every == 0)}
+
     def recipe(self, steps_per_epoch: int) -> dict[str, Any]:
         """Sections and keys, on data of so many steps an epoch."""
         epochs = self.steps / steps_per_epoch
         return {
-            "model": TINY_MODEL if self.quick else MODEL,
+            "model": self.model,
             "freezing": POLICIES[self.policy],
             "optimizer": {
                 "lr": 2e-3,
@@ -80,7 +95,7 @@ class Trial:
                 "weight_decay": 0.05,
                 "warmup_epochs": WARMUP_SHARE * epochs,
             },
-            "data": {"workers": 0, "crop_scale": [0.6, 1.0]},
+            "data": {"workers": 0, "crop_scale": CROP_SCALE},
             "train": {"epochs": epochs, "global_batch": GLOBAL_BATCH, "seed": self.seed, "hang_timeout": 0},
             "checkpoint": {
                 "every_steps": self.every,
@@ -91,25 +106,23 @@ class Trial:
         }
 
 
-MAIN_FROZEN = ("cubic .8", "cubic .8 scaled")
-
-
-def shortened(steps: int) -> int:
-    """Steps of the unfrozen run that costs as much as cubic 0.8 over `steps`."""
-    return steps * FROZEN_COST[0] // FROZEN_COST[1]
+def shortened(policy: str, steps: int) -> int:
+    """Steps of the unfrozen run that costs as much as that policy of `CONTRASTED` over `steps`."""
+    part, whole = CONTRASTED[policy]
+    return steps * part // whole
 
 
 def main_contrast(steps: int, seed: int, *, quick: bool = False) -> list[Trial]:
-    lengths = [("none", steps), *((policy, steps) for policy in MAIN_FROZEN), ("none", shortened(steps))]
-    return [Trial(policy, length, seed, quick) for policy, length in lengths]
+    lengths = [("none", steps), *((policy, steps) for policy in CONTRASTED)]
+    lengths += [("none", shortened(policy, steps)) for policy in CONTRASTED]
+    return [Trial(policy, length, seed, quick) for policy, length in dict.fromkeys(lengths)]
 
 
-def all_trials(seeds: int, *, quick: bool = False) -> list[Trial]:
-    """In the order in which they are run: the main contrast of the first budget comes first. Quick: little else."""
-    if quick:
-        return [trial for seed in range(seeds) for trial in main_contrast(QUICK_BUDGETS[0], seed, quick=True)]
-    first, *longer = BUDGETS
-    trials = [trial for seed in range(seeds) for trial in main_contrast(first, seed)]
-    trials += [Trial(policy, first, 0) for policy in POLICIES if policy not in ("none", *MAIN_FROZEN)]
-    trials += [trial for budget in longer for seed in range(seeds) for trial in main_contrast(budget, seed)]
-    return trials
+def all_trials(budgets: Sequence[int], seeds: int, *, others: bool, quick: bool = False) -> list[Trial]:
+    """In the order in which they are run: the main contrast of the first budget comes first. `others`: the policies
+    that are not in it as well, once, with the first budget."""
+    first, *longer = budgets
+    trials = [trial for seed in range(seeds) for trial in main_contrast(first, seed, quick=quick)]
+    if others:
+        trials += [Trial(policy, first, 0, quick) for policy in POLICIES if policy not in ("none", *CONTRASTED)]
+    return trials + [trial for budget in longer for seed in range(seeds) for trial in main_contrast(budget, seed)]

@@ -1,4 +1,5 @@
-"""A small Fashion-MNIST: the layout of the Debian package, with images that the tests make up."""
+"""The study's images without a network: a small Fashion-MNIST in the layout of its Debian package, made up, and the
+packages of photographs with those that the tests have."""
 
 import gzip
 import struct
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+
+from tests.photographs import photographs
 
 IMAGES = {"train": 330, "t10k": 90}
 
@@ -32,4 +35,17 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         waves = np.sin(x * np.cos(angles) + y * np.sin(angles) + random.uniform(0, 6, (count, 1, 1)))
         write_idx(folder / f"{name}-images-idx3-ubyte.gz", (127 + 100 * waves).astype(np.uint8))
         write_idx(folder / f"{name}-labels-idx1-ubyte.gz", labels)
+    return cache
+
+
+@pytest.fixture
+def photograph_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Three photographs in each of the two packages of `data_tools photographs`. Returns the folder of the cache."""
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+    places = ("lomiri-wallpapers-16.04/usr/share/backgrounds", "scratch/usr/share/scratch/Media/Backgrounds/Nature")
+    for number, (name, photograph) in enumerate(sorted(photographs().items())):
+        folder = cache / "localmim-freeze/photographs" / places[number % 2]
+        folder.mkdir(parents=True, exist_ok=True)
+        photograph.save(folder / f"{name}.jpg", quality=95)
     return cache

@@ -10,13 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from studies.runner import REPOSITORY, TrialFailed, is_done, run_missing
-from studies.trials import POLICIES, QUICK_BUDGETS, Trial, all_trials
+from studies.image_sets import IMAGE_SETS
+from studies.pretraining import pretrainings, seconds_until
+from studies.runner import REPOSITORY, RunFailed, run_missing
+from studies.trials import POLICIES, QUICK_BUDGETS, Trial
 from trainer.errors import BadInput
 from trainer.recipe import load_recipe
 from trainer.tracking.metrics import read_metrics
 
-TRIALS = all_trials(1, quick=True)
+TRIALS = IMAGE_SETS[0].trials(1, quick=True)
 
 
 def command(work: Path, output: Path) -> list[str]:
@@ -25,10 +27,13 @@ def command(work: Path, output: Path) -> list[str]:
 
 
 @pytest.mark.exhaustive
-def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture(package, tmp_path):
+def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture(
+    package, photograph_packages, tmp_path
+):
     work, output = tmp_path / "work", tmp_path / "docs"
     output.mkdir()
-    folder, first = work / "freezing_quick", work / "freezing_quick" / TRIALS[0].name
+    folder = work / "freezing_fashion_mnist_quick"
+    first = folder / TRIALS[0].name
     started = subprocess.Popen(command(work, output), cwd=REPOSITORY, start_new_session=True)
     deadline = time.monotonic() + 300
     while not any(event["event"] == "checkpoint" for event in read_metrics(first)):
@@ -50,18 +55,25 @@ def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture
         assert ran.freezing.model_dump().items() >= POLICIES[trial.policy].items()
         assert (ran.train.seed, read_metrics(folder / trial.name)[-1]["step"]) == (trial.seed, trial.steps)
     page = (output / "study.md").read_text()
-    for name in ("unfrozen, to the end", "unfrozen, stopped early", "unfrozen, shorter schedule", "cubic .8 scaled"):
-        assert f"| {name}" in page
+    for name in ("unfrozen, to the end", "unfrozen, stopped at 0.833", "unfrozen, schedule of 0.833", "late"):
+        assert page.count(f"\n| {name} ") == len(IMAGE_SETS)
     assert (output / "study.png").read_bytes().startswith(b"\x89PNG")
-    for trial in TRIALS:
-        judged = json.loads((folder / f"{trial.name}.json").read_text())["judged"]
-        assert all(0 <= accuracy[measure] <= 1 for accuracy in judged.values() for measure in ("knn", "linear"))
+    for of_set in (folder, work / "freezing_photographs_quick"):
+        for trial in TRIALS:
+            judged = json.loads((of_set / f"{trial.name}.json").read_text())["judged"]
+            assert all(0 <= accuracy[measure] <= 1 for accuracy in judged.values() for measure in ("knn", "linear"))
+            assert {int(step) for step, of_step in judged.items() if of_step["finetune"] is not None} == (
+                trial.finetuned_at
+            )
+            seconds = [of_step["seconds"] for _, of_step in sorted(judged.items(), key=lambda item: int(item[0]))]
+            assert seconds[0] > 0
+            assert seconds == sorted(seconds)
 
-    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")}
+    before = {path: path.stat().st_mtime_ns for path in work.rglob("*.json*")}
     again = subprocess.run(command(work, output), cwd=REPOSITORY, capture_output=True, text=True)
     assert again.returncode == 0, again.stderr
     assert "started" not in again.stdout
-    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.json*")} == before
+    assert {path: path.stat().st_mtime_ns for path in work.rglob("*.json*")} == before
 
 
 @pytest.mark.slow
@@ -69,27 +81,36 @@ def test_a_run_that_fails_is_named_with_its_log_and_stops_the_queue(shards, tmp_
     folder = tmp_path / "runs"
     folder.mkdir()
     (folder / TRIALS[0].name).write_text("a file where the run directory should be")
-    with pytest.raises(TrialFailed, match=rf"{TRIALS[0].name} ended with exit code 2: see .*\.log"):
-        run_missing(TRIALS[:2], shards, folder, at_once=1)
-    assert not is_done(folder / TRIALS[1].name)
+    jobs = pretrainings(TRIALS[:2], shards, folder)
+    with pytest.raises(RunFailed, match=rf"{TRIALS[0].name} ended with exit code 2: see .*\.log"):
+        run_missing(jobs, at_once=1)
+    assert not jobs[1].is_done
 
 
-def test_a_run_is_done_once_it_has_told_of_its_end(tmp_path):
-    run = tmp_path / Trial("none", 24, 0).name
-    assert not is_done(run)
-    run.mkdir()
-    (run / "metrics.jsonl").write_text('{"event": "step", "step": 24}\n{"event": "en')
-    assert not is_done(run)
-    (run / "metrics.jsonl").write_text('{"event": "step", "step": 24}\n{"event": "end", "step": 24}\n')
-    assert is_done(run)
+def test_a_run_is_done_once_it_has_told_of_its_end(shards, tmp_path):
+    (job,) = pretrainings([Trial("none", 24, 0)], shards, tmp_path)
+    assert not job.is_done
+    job.run.mkdir()
+    (job.run / "metrics.jsonl").write_text('{"event": "step", "step": 24}\n{"event": "en')
+    assert not job.is_done
+    (job.run / "metrics.jsonl").write_text('{"event": "step", "step": 24}\n{"event": "end", "step": 24}\n')
+    assert job.is_done
+
+
+def test_the_seconds_of_a_run_are_those_of_the_steps_asked_for(tmp_path):
+    events = [{"event": "step", "step": step, "step_seconds": seconds} for step, seconds in ((1, 5), (4, 2), (8, 3))]
+    events.insert(2, {"event": "freeze", "step": 4, "seconds": 100})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    assert [seconds_until(tmp_path, step) for step in (0, 1, 4, 8)] == [0, 5, 5 + 3 * 2, 5 + 3 * 2 + 4 * 3]
 
 
 def test_a_run_of_another_recipe_is_refused(shards, tmp_path):
-    trial = Trial("cubic .8", 24, 0, quick=True)
-    (tmp_path / trial.name).mkdir()
-    (tmp_path / trial.name / "metrics.jsonl").write_text('{"event": "end", "step": 24}\n')
-    recipe = tmp_path / f"{trial.name}.yaml"
-    run_missing([trial], shards, tmp_path, at_once=1)  # nothing to do: it has ended
+    jobs = pretrainings([Trial("cubic .8", 24, 0, quick=True)], shards, tmp_path)
+    run = jobs[0].run
+    run.mkdir()
+    (run / "metrics.jsonl").write_text('{"event": "end", "step": 24}\n')
+    recipe = run.with_name(f"{run.name}.yaml")
+    run_missing(jobs, at_once=1)  # nothing to do: it has ended
     recipe.write_text(recipe.read_text().replace("t0: 0.8", "t0: 0.5"))
     with pytest.raises(BadInput, match="made with another recipe"):
-        run_missing([trial], shards, tmp_path, at_once=1)
+        run_missing(jobs, at_once=1)

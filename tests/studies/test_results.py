@@ -1,32 +1,35 @@
 """From result files to the table and the picture, on made-up results."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from studies.contrast import at_cost, main_section, others_section
-from studies.cost import unit
-from studies.judge import Accuracy
-from studies.page import BEGIN, END, put_tables
+from studies.contrast import at_cost, main_sections, others_section
+from studies.cost import flops, unit
+from studies.image_sets import IMAGE_SETS
+from studies.page import BEGIN, END, put_tables, tables
 from studies.picture import draw
-from studies.results import read_judged, read_points, result_file, write_judged
-from studies.trials import BUDGETS, STOPS, Trial, all_trials, main_contrast, shortened
+from studies.results import Judged, read_judged, read_points, result_file, write_judged
+from studies.trials import BUDGETS, STOPS, Trial, main_contrast, shortened
 from trainer.errors import BadInput
 
 BUDGET = BUDGETS[0]
+FASHION, PHOTOGRAPHS = IMAGE_SETS
+SHORTER = shortened("cubic .8", BUDGET)
 
 
-def made_up(trial: Trial, step: int) -> Accuracy:
+def made_up(trial: Trial, step: int) -> Judged:
     """Better with every step; freezing costs two points of k-NN, the shorter schedule gains one; seeds differ."""
     knn = 0.5 + 0.3 * step / BUDGET + 0.004 * trial.seed
     knn -= 0.02 * (trial.policy != "none")
-    knn += 0.01 * (trial.steps == shortened(BUDGET))
-    return Accuracy(knn=knn, linear=knn + 0.1)
+    knn += 0.01 * (trial.steps < BUDGET)
+    return Judged(knn, knn + 0.1, 2.0 * step, knn + 0.15 if step in trial.finetuned_at else None)
 
 
 @pytest.fixture
 def points(tmp_path):
-    trials = all_trials(3)
+    trials = FASHION.trials(3, quick=False)
     for trial in trials:
         stops = range(trial.steps // 2, trial.steps + 1, trial.every) if trial.has_curve else [trial.steps]
         write_judged(tmp_path, trial, {step: made_up(trial, step) for step in stops})
@@ -34,7 +37,8 @@ def points(tmp_path):
 
 
 def test_results_come_back_as_they_were_written(tmp_path):
-    trial, judged = Trial("cubic .8 scaled, warm", 720, 2), {720: Accuracy(0.5, 0.75), 60: Accuracy(0.25, 0.5)}
+    trial = Trial("cubic .8 scaled, warm", 720, 2)
+    judged = {720: Judged(0.5, 0.75, 12.5, 0.875), 60: Judged(0.25, 0.5, 1.5)}
     write_judged(tmp_path, trial, judged)
     assert read_judged(tmp_path, trial) == judged
     assert read_judged(tmp_path, Trial("none", 720, 2)) == {}
@@ -42,45 +46,90 @@ def test_results_come_back_as_they_were_written(tmp_path):
     assert (content["policy"], content["seed"]) == (trial.policy, 2)
 
 
-def test_the_main_table_compares_at_equal_cost_seed_by_seed(points):
-    section = main_section(points, BUDGET, unit())
+def test_the_main_table_compares_at_equal_cost(points):
+    section, _ = main_sections(points, BUDGET, unit())
     rows = {row[0]: row[1:] for row in section.rows}
-    assert rows["unfrozen, to the end"] == ["3", "1.000", "80.40 ± 0.40", "90.40 ± 0.40"]
-    assert rows["unfrozen, stopped early"] == ["3", "0.833", "75.40 ± 0.40", "85.40 ± 0.40"]
-    assert rows["unfrozen, shorter schedule"] == ["3", "0.833", "76.40 ± 0.40", "86.40 ± 0.40"]
-    assert rows["cubic .8"] == ["3", "0.835", "78.40 ± 0.40", "88.40 ± 0.40"]
-    (remark,) = [text for text in section.remarks if text.startswith("cubic .8 less unfrozen, stopped early")]
-    assert "k-NN +3.00 ± 0.00, linear probe +3.00 ± 0.00 points" in remark
-    assert len(section.remarks) == 2 * 3
+    assert rows["unfrozen, to the end"] == ["3", "1.000", "1.000", "80.40 ± 0.40", "90.40 ± 0.40", "95.40 ± 0.40"]
+    assert rows["unfrozen, stopped at 0.833"] == ["3", "0.833", "0.833", "75.40 ± 0.40", "85.40 ± 0.40", "90.40 ± 0.40"]
+    assert rows["unfrozen, schedule of 0.833"][3:] == ["76.40 ± 0.40", "86.40 ± 0.40", "91.40 ± 0.40"]
+    assert rows["cubic .8"] == ["3", "0.835", "1.000", "78.40 ± 0.40", "88.40 ± 0.40", "93.40 ± 0.40"]
+    at_late = f"{100 * (0.504 + 0.3 * 0.896):.2f} ± 0.40"  # between two checkpoints
+    assert rows["unfrozen, stopped at 0.896"][:4] == ["3", "0.896", "0.896", at_late]
+    assert [float(row[2]) for row in section.rows] == sorted((float(row[2]) for row in section.rows), reverse=True)
+
+
+def test_differences_are_taken_seed_by_seed_and_at_equal_cost(points):
+    _, section = main_sections(points, BUDGET, unit())
+    rows = {row[0]: row[1:] for row in section.rows}
+    assert rows["cubic .8 less unfrozen, stopped at 0.833"] == ["+3.00 ± 0.00"] * 3
+    assert rows["cubic .8 scaled less unfrozen, schedule of 0.833"] == ["+2.00 ± 0.00"] * 3
+    assert rows["cubic .8 less unfrozen, to the end"] == ["-2.00 ± 0.00"] * 3
+    assert set(rows) == {
+        f"{policy} less unfrozen, {rival}"
+        for policy, share in (("cubic .8", "0.833"), ("cubic .8 scaled", "0.833"), ("late", "0.896"))
+        for rival in (f"stopped at {share}", f"schedule of {share}", "to the end")
+    }
+
+
+def test_seeds_that_only_one_of_the_two_has_are_left_out_of_the_difference(points):
+    fewer = [p for p in points if not (p.trial.policy == "cubic .8" and p.trial.seed == 2)]
+    fewer = [p for p in fewer if p.trial != Trial("none", SHORTER, 0)]
+    rows = {row[0]: row[1:] for row in main_sections(fewer, BUDGET, unit())[1].rows}
+    assert rows["cubic .8 less unfrozen, schedule of 0.833"] == ["+2.00"] * 3  # of seed 1 alone
 
 
 def test_what_has_not_been_run_is_left_out_of_the_table(points):
     only = [point for point in points if point.trial.policy == "none" and point.trial.seed == 0]
-    section = main_section(only, BUDGET, unit())
+    (section,) = main_sections(only, BUDGET, unit())
     assert [row[0] for row in section.rows] == [
         "unfrozen, to the end",
-        "unfrozen, stopped early",
-        "unfrozen, shorter schedule",
+        "unfrozen, schedule of 0.896",
+        "unfrozen, stopped at 0.896",
+        "unfrozen, schedule of 0.833",
+        "unfrozen, stopped at 0.833",
     ]
-    assert section.rows[0][1:] == ["1", "1.000", "80.00", "90.00"]
-    assert list(section.remarks) == []
+    assert section.rows[0][1:] == ["1", "1.000", "1.000", "80.00", "90.00", "95.00"]
+
+
+def test_a_measure_that_was_not_taken_is_a_dash(points):
+    bare = [replace(p, judged=replace(p.judged, finetune=None)) for p in points]
+    section, differences = main_sections(bare, BUDGET, unit())
+    assert {row[-1] for row in (*section.rows, *differences.rows)} == {"–"}
+    assert {row[-2] for row in others_section(bare, BUDGET, unit()).rows} == {"–"}
 
 
 def test_other_policies_stand_beside_the_unfrozen_run_at_their_own_cost(points):
     rows = {row[0]: row[1:] for row in others_section(points, BUDGET, unit()).rows}
-    cost, knn, above, *_ = rows["cubic .5"]
-    assert knn == "78.00%"
+    cost, knn, above, *_, finetuned, _ = rows["cubic .5"]
+    assert (knn, finetuned) == ("78.00%", "93.00%")
     at_that_cost = 0.5 + 0.3 * float(cost)
     assert float(above) == pytest.approx(100 * (0.78 - at_that_cost), abs=0.06)
+    assert rows["cubic .5"][-1] == "–"  # the unfrozen run was fine-tuned from later checkpoints alone
     assert "none" not in rows
 
 
 def test_accuracy_between_two_checkpoints_lies_on_the_line(points):
     curve = [p for p in points if p.trial == Trial("none", BUDGET, 0)]
     assert len(curve) == STOPS // 2 + 1
-    assert at_cost(curve, "knn", round(0.7 * unit())) == pytest.approx(0.5 + 0.3 * 0.7)
-    assert at_cost(curve, "knn", round(0.3 * unit())) is None
-    assert at_cost(curve, "knn", round(1.1 * unit())) is None
+
+    def knn(share: float) -> float | None:
+        return at_cost(curve, lambda point: point.judged.knn, round(share * unit()))
+
+    assert knn(0.7) == pytest.approx(0.5 + 0.3 * 0.7)
+    assert at_cost(curve, lambda point: point.judged.knn, flops(Trial("none", SHORTER, 0))) == pytest.approx(0.75)
+    assert knn(0.3) is None
+    assert knn(1.1) is None
+
+
+def test_the_page_has_a_part_for_each_set_of_images(points):
+    photographs = [p for p in points if p.trial in PHOTOGRAPHS.trials(3, quick=False)]
+    text = tables({FASHION: points, PHOTOGRAPHS: photographs}, unit(), "python -m studies.freezing")
+    fashion, of_photographs = text.split("### Tiles of photographs")
+    assert "### Fashion-MNIST" in fashion
+    assert f"{BUDGETS[1]} steps, seed by seed" in fashion
+    assert "All policies" in fashion
+    assert f"#### {BUDGET} steps\n" in of_photographs
+    assert "All policies" not in of_photographs
 
 
 def test_the_page_keeps_its_prose(tmp_path):
@@ -99,8 +148,8 @@ def test_the_picture_shows_each_policy_and_the_early_stops(points, tmp_path, mon
 
     drawn = []
     monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
-    draw(points, unit(), tmp_path / "study.png")
-    panel = drawn[0].axes[0]
+    draw({FASHION: points}, unit(), tmp_path / "study.png")
+    panel, *_, finetuned = drawn[0].axes
     lines = {line.get_label(): line for line in panel.lines}
     assert {"none", "cubic .8", "cubic .8 scaled", "linear .5", "none, stopped early"} <= lines.keys()
     costs, accuracies = lines["none, stopped early"].get_data()
@@ -109,6 +158,8 @@ def test_the_picture_shows_each_policy_and_the_early_stops(points, tmp_path, mon
     costs, accuracies = lines["cubic .8"].get_data()
     assert accuracies[0] == pytest.approx(78.4)
     assert costs[0] == pytest.approx(5 / 6, abs=2e-3)
+    (stopped,) = [line for line in finetuned.lines if line.get_label() == "none, stopped early"]
+    assert list(stopped.get_data()[0]) == pytest.approx([5 / 6, 1])
 
 
 def test_main_contrast_of_every_seed_is_in_the_figures(points):

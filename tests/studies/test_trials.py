@@ -3,7 +3,8 @@
 import pytest
 
 from studies.cost import STEPS_PER_EPOCH, flops, unit
-from studies.trials import BUDGETS, FROZEN_COST, MAIN_FROZEN, POLICIES, Trial, all_trials, main_contrast, shortened
+from studies.image_sets import IMAGE_SETS
+from studies.trials import BUDGETS, CONTRASTED, POLICIES, Trial, all_trials, main_contrast, shortened
 from trainer.freezing.schedule import predicted_saving
 from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
@@ -22,17 +23,21 @@ def test_a_trial_has_the_steps_and_the_warmup_that_it_says(policy, steps):
 
 
 @pytest.mark.parametrize("steps", BUDGETS)
-def test_the_main_rivals_cost_the_same(steps):
-    for policy in MAIN_FROZEN:
-        frozen = flops(Trial(policy, steps, 0))
-        assert frozen == pytest.approx(flops(Trial("none", steps, 0), shortened(steps)), rel=3e-3)
-        assert frozen == pytest.approx(flops(Trial("none", shortened(steps), 0)), rel=3e-3)
+@pytest.mark.parametrize("policy", CONTRASTED)
+def test_the_main_rivals_cost_the_same(policy, steps):
+    frozen = flops(Trial(policy, steps, 0))
+    assert frozen == pytest.approx(flops(Trial("none", steps, 0), shortened(policy, steps)), rel=3e-3)
+    assert frozen == pytest.approx(flops(Trial("none", shortened(policy, steps), 0)), rel=3e-3)
 
 
-def test_the_unfrozen_run_has_a_checkpoint_where_it_has_cost_as_much_as_the_frozen_one():
+def test_what_is_fine_tuned_has_a_checkpoint():
     for steps in BUDGETS:
-        assert steps * FROZEN_COST[0] % FROZEN_COST[1] == 0
-        assert shortened(steps) % Trial("none", steps, 0).every == 0
+        unfrozen = Trial("none", steps, 0)
+        assert shortened("cubic .8", steps) in unfrozen.finetuned_at
+        assert all(step % unfrozen.every == 0 for step in unfrozen.finetuned_at)
+        assert Trial("cubic .8", steps, 0).finetuned_at == {steps}
+        shorter = shortened("cubic .8", steps)
+        assert Trial("none", shorter, 0).finetuned_at == {shorter}
 
 
 def test_cost_adds_up_the_steps_of_the_schedule():
@@ -49,14 +54,21 @@ def test_cost_adds_up_the_steps_of_the_schedule():
 def test_the_model_saves_what_vit_base_saves():
     trial = Trial("cubic .8", BUDGETS[0], 0)
     saved = 1 - flops(trial) / flops(Trial("none", trial.steps, 0))
-    assert saved == pytest.approx(1 - FROZEN_COST[0] / FROZEN_COST[1], abs=2e-3)
     assert saved == pytest.approx(0.156, abs=0.015)
 
 
 def test_every_trial_comes_once_with_its_own_folder_and_the_main_contrast_first():
-    trials = all_trials(3)
+    trials = all_trials(BUDGETS, 3, others=True)
     assert len({trial.name for trial in trials}) == len(set(trials)) == len(trials)
     main = [trial for seed in range(3) for trial in main_contrast(BUDGETS[0], seed)]
     assert trials[: len(main)] == main
     assert {trial.policy for trial in trials} == set(POLICIES)
-    assert [trial for trial in trials if trial.seed > 0 and trial.policy not in ("none", *MAIN_FROZEN)] == []
+    assert [trial for trial in trials if trial.seed > 0 and trial.policy not in ("none", *CONTRASTED)] == []
+    assert {trial.steps for trial in main} == {BUDGETS[0], *(shortened(policy, BUDGETS[0]) for policy in CONTRASTED)}
+
+
+def test_photographs_have_the_main_contrast_of_the_first_budget_alone():
+    fashion, photographs = IMAGE_SETS
+    assert photographs.trials(2, quick=False) == [t for seed in range(2) for t in main_contrast(BUDGETS[0], seed)]
+    assert fashion.trials(2, quick=False) == all_trials(BUDGETS, 2, others=True)
+    assert all(trial.quick for image_set in IMAGE_SETS for trial in image_set.trials(1, quick=True))
