@@ -80,7 +80,7 @@ def take_engine_step(precision: Precision) -> None:
     engine_step(CONFIG, model.state_dict(), 1, precision)(make_batch(model, 2))
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", pytest.param("bf16", marks=pytest.mark.exhaustive)])
 def test_the_engines_step_runs_in_either_precision(precision: Precision) -> None:
     """Whatever the processor: the command leaves bf16 out where there are no instructions for it."""
     run_on_ranks(take_engine_step, 1, precision)

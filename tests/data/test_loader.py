@@ -117,7 +117,9 @@ def expected(shards) -> list[dict]:
     return reference_batches(shards, 2 * STEPS_PER_EPOCH + 2)
 
 
-@pytest.mark.parametrize(("world_size", "workers", "micro_batch"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("world_size", "workers", "micro_batch"), [*LAYOUTS[:4], pytest.param(*LAYOUTS[4], marks=pytest.mark.exhaustive)]
+)
 def test_global_batches_do_not_depend_on_ranks_workers_and_micro_batch(
     shards, expected, world_size, workers, micro_batch
 ):

@@ -65,12 +65,16 @@ def global_batches(shards: Path, world_size: int, workers: int, sizes: MicroBatc
     return steps
 
 
-@pytest.mark.parametrize(("world_size", "workers", "changes"), LAYOUTS)
+@pytest.mark.parametrize(
+    ("world_size", "workers", "changes"), [*LAYOUTS[:3], pytest.param(*LAYOUTS[3], marks=pytest.mark.exhaustive)]
+)
 def test_the_global_batches_are_those_of_a_run_that_never_changes(shards, expected, world_size, workers, changes):
     assert_same(global_batches(shards, world_size, workers, MicroBatches(changes)), expected)
 
 
-@pytest.mark.parametrize(("start", "workers"), [(3, 0), (4, 2), (STEPS_PER_EPOCH + 1, 1)])
+@pytest.mark.parametrize(
+    ("start", "workers"), [(3, 0), pytest.param(4, 2, marks=pytest.mark.exhaustive), (STEPS_PER_EPOCH + 1, 1)]
+)
 def test_a_resumed_loader_takes_the_size_of_the_phase_that_it_starts_in(shards, expected, start, workers):
     sizes = MicroBatches(((0, 1), (4, 2), (STEPS_PER_EPOCH, 8)))
     assert_same(global_batches(shards, 2, workers, sizes, start), expected[start:])

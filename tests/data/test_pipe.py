@@ -51,7 +51,7 @@ def all_keys(found: list[MicroBatch]) -> list[str]:
     return [key for batch in found for key in batch.keys]
 
 
-@pytest.mark.parametrize("workers", [0, 3])
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.exhaustive)])
 def test_every_rank_has_its_own_samples_and_as_many(command, shards, workers):
     ranks = [batches(command, rank, 2, 4, workers=workers) for rank in range(2)]
     known = {parse_sample(raw).key for raw in read_samples(ShardIndex.open(shards), torch.arange(150).numpy())}

@@ -41,7 +41,11 @@ def test_every_rank_returns_its_result(two_ranks: RankPool) -> None:
 
 @pytest.mark.parametrize(
     ("case", "words"),
-    [(rank_one_raises, "the unlucky rank"), (rank_one_dies, "last words"), (rank_one_sleeps, "did not finish")],
+    [
+        pytest.param(rank_one_raises, "the unlucky rank", marks=pytest.mark.slow),
+        (rank_one_dies, "last words"),
+        (rank_one_sleeps, "did not finish"),
+    ],
     ids=["raises", "dies", "hangs"],
 )
 def test_a_failed_rank_is_reported_and_leaves_no_process(case, words: str) -> None:

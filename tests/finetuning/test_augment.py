@@ -75,6 +75,7 @@ def global_batch(split: Path, workers: int, world_size: int) -> dict[str, bytes]
     return found
 
 
+@pytest.mark.slow
 def test_every_number_of_workers_and_ranks_makes_the_same_views(split: Path) -> None:
     views = global_batch(split, workers=0, world_size=1)
     assert len(views) == 16

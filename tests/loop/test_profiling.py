@@ -171,6 +171,7 @@ def record_on_a_full_disk(directory: Path) -> None:
         print(recorded(directory, [1], range(1, 3), operators))
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_no_part_of_the_recording_is_left_on_it(tmp_path: Path) -> None:
     program = f"""if True:
         from pathlib import Path

@@ -103,6 +103,7 @@ def test_a_flat_cell_is_predicted_as_nothing() -> None:
     assert target.abs().max() < 1e-3
 
 
+@pytest.mark.slow
 def test_a_model_of_pixels_learns_them(tiny: ModelConfig, batch: Batch) -> None:
     config = ModelConfig.model_validate(tiny.model_dump() | {"target": "pixels"})
     assert (config.cell_pixels, config.cell_values) == (2, 12)
