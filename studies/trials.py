@@ -22,7 +22,7 @@ POLICIES: dict[str, dict[str, Any]] = {
 }
 """Name in tables and pictures → section `freezing` of the recipe. What is not called scaled is unscaled."""
 
-CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48)}
+CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48), "late scaled": (43, 48)}
 """The policies that every seed runs, each with what it costs over no freezing, in matmul FLOPs, to 0.2 %: an unfrozen
 run of so many of the steps is as dear."""
 

@@ -11,7 +11,7 @@ from studies.image_sets import IMAGE_SETS
 from studies.page import BEGIN, END, put_tables, tables
 from studies.picture import draw
 from studies.results import Judged, read_judged, read_points, result_file, write_judged
-from studies.trials import BUDGETS, STOPS, Trial, main_contrast, shortened
+from studies.trials import BUDGETS, CONTRASTED, STOPS, Trial, main_contrast, shortened
 from trainer.errors import BadInput
 
 BUDGET = BUDGETS[0]
@@ -66,7 +66,7 @@ def test_differences_are_taken_seed_by_seed_and_at_equal_cost(points):
     assert rows["cubic .8 less unfrozen, to the end"] == ["-2.00 ± 0.00"] * 3
     assert set(rows) == {
         f"{policy} less unfrozen, {rival}"
-        for policy, share in (("cubic .8", "0.833"), ("cubic .8 scaled", "0.833"), ("late", "0.896"))
+        for policy, share in zip(CONTRASTED, ("0.833", "0.833", "0.896", "0.896"), strict=True)
         for rival in (f"stopped at {share}", f"schedule of {share}", "to the end")
     }
 
