@@ -18,13 +18,15 @@ _DPI = 120
 
 
 def draw(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, path: Path) -> None:
-    """A row for each set of images, a panel for each measure: one line for each policy through the ends of its runs,
-    seeds as dots, and the unfrozen runs' early-stopping curves dashed."""
-    figure = Figure(figsize=(4.2 * len(MEASURES) + 2, 4.4 * len(found)), layout="constrained")
-    rows = figure.subplots(len(found), len(MEASURES), squeeze=False)
+    """A row for each set of images, a panel for each measure that was taken: one line for each policy through the ends
+    of its runs, seeds as dots, and the unfrozen runs' early-stopping curves dashed."""
+    points_of_all = [point for points in found.values() for point in points]
+    taken = {m: name for m, name in MEASURES.items() if any(p.accuracy(m) is not None for p in points_of_all)}
+    figure = Figure(figsize=(4.2 * len(taken) + 2, 4.4 * len(found)), layout="constrained")
+    rows = figure.subplots(len(found), len(taken), squeeze=False)
     labelled: dict[str, Artist] = {}
     for row, (image_set, points) in zip(rows, found.items(), strict=True):
-        for panel, (measure, name) in zip(row, MEASURES.items(), strict=True):
+        for panel, (measure, name) in zip(row, taken.items(), strict=True):
             _draw_panel(panel, points, measure, unit_cost)
             panel.set_title(image_set.title, fontsize=10)
             panel.set_xlabel("cost in matmul FLOPs")
