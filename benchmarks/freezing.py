@@ -3,7 +3,7 @@
 What freezing saves, beside what its FLOPs promise: the compute time of a step at every frozen count, added up over the
 schedule, and the same as published, with the class token trained to the end; the wall time with the loader on; a whole
 short run; and what a step moves and holds. ViT-B, and ViT-L's compute time. Prints markdown tables, with --output
-writes them as a page. Takes about 25 minutes on two cores that have nothing else to do and 12 GB of memory; --quick
+writes them as a page. Takes about 50 minutes on two cores that have nothing else to do and 12 GB of memory; --quick
 shows in one or two, on a tiny model, that everything works, with figures that mean nothing."""
 
 import argparse
