@@ -47,7 +47,7 @@ def contenders(points: Sequence[Point], budget: int) -> dict[str, list[Contender
 def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[Section]:
     """The main contrast of one budget; accuracies in percent, costs in units of `unit_cost`."""
     found = contenders(points, budget)
-    once = {one.name: one for many in found.values() for one in many}
+    once = {one.name: one for many in found.values() for one in many} | {"untrained": _untrained(points, budget)}
     whole = found["none"][0].values(_SECONDS) if found["none"] else []
     rows = [
         [
@@ -58,6 +58,7 @@ def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[
             *(_percent(one.values(measure)) for measure in MEASURES),
         ]
         for one in sorted(once.values(), key=lambda one: (-one.cost, one.name))
+        if one.by_seed
     ]
     contrast = Section(
         f"{budget} steps",
@@ -105,7 +106,7 @@ def others_section(points: Sequence[Point], budget: int, unit_cost: int) -> Sect
 def at_cost(curve: Sequence[Point], value: Callable[[Point], float | None], cost: int) -> float | None:
     """A value of a run when it had cost so much, between the checkpoints that have one on the straight line; None
     beyond them."""
-    known = [(point.cost, found) for point in curve if (found := value(point)) is not None]
+    known = [(point.cost, found) for point in curve if point.steps and (found := value(point)) is not None]
     for (before, low), (after, high) in pairwise(sorted(known)):
         if before <= cost <= after:
             return low + (cost - before) / (after - before) * (high - low)
@@ -113,9 +114,18 @@ def at_cost(curve: Sequence[Point], value: Callable[[Point], float | None], cost
 
 
 def _ended(points: Sequence[Point], name: str, policy: str, steps: int) -> Contender:
-    ended = [p for p in points if (p.trial.policy, p.trial.steps) == (policy, steps) and p.is_last]
-    by_seed = {p.trial.seed: {measure: _of(measure)(p) for measure in (*MEASURES, _SECONDS)} for p in ended}
-    return Contender(name, ended[0].cost if ended else 0, by_seed)
+    return _reached(points, name, policy, steps, steps)
+
+
+def _untrained(points: Sequence[Point], budget: int) -> Contender:
+    return _reached(points, "untrained", "none", budget, 0)
+
+
+def _reached(points: Sequence[Point], name: str, policy: str, steps: int, step: int) -> Contender:
+    """The runs of so many steps, as they were at one of them."""
+    there = [p for p in points if (p.trial.policy, p.trial.steps, p.steps) == (policy, steps, step)]
+    by_seed = {p.trial.seed: {measure: _of(measure)(p) for measure in (*MEASURES, _SECONDS)} for p in there}
+    return Contender(name, there[0].cost if there else 0, by_seed)
 
 
 def _stopped(points: Sequence[Point], name: str, budget: int, steps: int) -> Contender:

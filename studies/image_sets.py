@@ -30,5 +30,5 @@ class ImageSet:
 
 IMAGE_SETS = (
     ImageSet("fashion_mnist", "Fashion-MNIST", fashion_mnist.make_shards),
-    ImageSet("photographs", "Tiles of photographs", photograph_tiles.make_shards, main_only=True),
+    ImageSet("tiles", "Grey tiles of photographs", photograph_tiles.make_shards, main_only=True),
 )

@@ -1,7 +1,6 @@
 """Held-out accuracy of checkpoints, by two measures that train no encoder."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from trainer.data.shard_index import ShardIndex
 from trainer.evaluation.encoder import Encoder
 from trainer.evaluation.features import Features, extract_features
 from trainer.evaluation.knn import knn_accuracies
-from trainer.pretrained import Pretrained, build_vit, load_into, load_pretrained
+from trainer.pretrained import Pretrained, build_vit, load_into
 
 NEIGHBOURS, TEMPERATURE = 20, 0.07  # arXiv 2104.14294's
 BANK = 5_000
@@ -37,10 +36,6 @@ class Judge:
 
     def __init__(self, training: ShardIndex, held_out: ShardIndex):
         self._training, self._held_out = training, held_out
-
-    def checkpoint(self, directory: Path) -> Accuracy:
-        """Of a step_… directory. Raises `BadInput` for what is none."""
-        return self.weights(load_pretrained(directory))
 
     def weights(self, pretrained: Pretrained) -> Accuracy:
         vit = build_vit(pretrained.config, num_classes=0)

@@ -1,7 +1,8 @@
 """Natural images in the size of Fashion-MNIST's: small tiles of the demo's photographs, as WebDataset shards.
 
 Every photograph is a class and gives 108 tiles, 12 by 9; which photograph a tile is from is the label. A quarter of the
-tiles, spread evenly over each photograph, is held out.
+tiles, spread evenly over each photograph, is held out. The tiles are grey, their histograms equalised: in colour an
+untrained network tells photographs apart better than a trained one, by what gradients do not show.
 """
 
 import shutil
@@ -50,5 +51,5 @@ def _write_tiles(photograph: Path, output: Path, most: int | None) -> None:
         folder.mkdir(parents=True)
         for row, column in [cell for cell in cells if is_held_out(*cell) == held_out][:most]:
             left, top = column * TILE, row * TILE
-            tile = image.crop((left, top, left + TILE, top + TILE))
+            tile = ImageOps.equalize(image.crop((left, top, left + TILE, top + TILE)).convert("L")).convert("RGB")
             tile.save(folder / f"{row}_{column:02d}.jpg", quality=_QUALITY)

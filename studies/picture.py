@@ -19,7 +19,8 @@ _DPI = 120
 
 def draw(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, path: Path) -> None:
     """A row for each set of images, a panel for each measure that was taken: one line for each policy through the ends
-    of its runs, seeds as dots, and the unfrozen runs' early-stopping curves dashed."""
+    of its runs, seeds as dots, and the unfrozen runs' early-stopping curves dashed, without
+    the networks that they began with."""
     points_of_all = [point for points in found.values() for point in points]
     taken = {m: name for m, name in MEASURES.items() if any(p.accuracy(m) is not None for p in points_of_all)}
     figure = Figure(figsize=(4.2 * len(taken) + 2, 4.4 * len(found)), layout="constrained")
@@ -49,7 +50,7 @@ def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: i
                 panel.plot([cost] * len(values), values, "o", color=colour, ms=3, alpha=0.5)
     curves = defaultdict(list)
     for point in points:
-        if point.trial.has_curve:
+        if point.trial.has_curve and point.steps:
             curves[point.trial.steps].append(point)
     label: str | None = "none, stopped early"
     for curve in curves.values():

@@ -3,10 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from studies.runner import Job
 from studies.trials import GLOBAL_BATCH, Trial
 from trainer.checkpoint.manifest import directory_name
 from trainer.data.shard_index import ShardIndex
+from trainer.model.config import ModelConfig
+from trainer.model.localmim import LocalMIM
+from trainer.pretrained.weights import Pretrained, from_localmim
 from trainer.tracking.metrics import read_metrics
 
 
@@ -20,6 +25,14 @@ def pretrainings(trials: Sequence[Trial], shards: Path, folder: Path) -> list[Jo
 
 def checkpoint(folder: Path, trial: Trial, step: int) -> Path:
     return folder / trial.name / "checkpoints" / directory_name(step)
+
+
+def untrained(trial: Trial) -> Pretrained:
+    """The weights that its run begins with."""
+    config = ModelConfig(**trial.model)
+    torch.manual_seed(trial.seed)
+    weights = {name: parameter.detach() for name, parameter in LocalMIM(config).named_parameters()}
+    return from_localmim(config, weights, f"seed {trial.seed}", {})
 
 
 def seconds_until(run: Path, step: int) -> float:

@@ -10,12 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from studies.image_sets import IMAGE_SETS
-from studies.pretraining import pretrainings, seconds_until
+from studies.pretraining import checkpoint, pretrainings, seconds_until, untrained
 from studies.runner import REPOSITORY, RunFailed, run_missing
 from studies.trials import POLICIES, QUICK_BUDGETS, Trial
 from trainer.errors import BadInput
+from trainer.pretrained import load_pretrained
 from trainer.recipe import load_recipe
 from trainer.tracking.metrics import read_metrics
 
@@ -60,7 +62,7 @@ def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture
         assert len(re.findall(rf"\n\| {name} +\|", page)) == len(IMAGE_SETS)
     assert len(re.findall(r"\n\| late +\|", page)) == len(IMAGE_SETS) + 1  # and among all policies
     assert (output / "study.png").read_bytes().startswith(b"\x89PNG")
-    for of_set in (folder, work / "freezing_photographs_quick"):
+    for of_set in (folder, work / "freezing_tiles_quick"):
         for trial in TRIALS:
             judged = json.loads((of_set / f"{trial.name}.json").read_text())["judged"]
             assert all(0 <= accuracy[measure] <= 1 for accuracy in judged.values() for measure in ("knn", "linear"))
@@ -68,8 +70,8 @@ def test_the_quick_study_goes_on_after_a_kill_and_ends_with_tables_and_a_picture
                 trial.finetuned_at
             )
             seconds = [of_step["seconds"] for _, of_step in sorted(judged.items(), key=lambda item: int(item[0]))]
-            assert seconds[0] > 0
             assert seconds == sorted(seconds)
+            assert seconds[-1] > 0
 
     before = {path: path.stat().st_mtime_ns for path in work.rglob("*.json*")}
     again = subprocess.run(command(work, output), cwd=REPOSITORY, capture_output=True, text=True)
@@ -116,3 +118,17 @@ def test_a_run_of_another_recipe_is_refused(shards, tmp_path):
     recipe.write_text(recipe.read_text().replace("t0: 0.8", "t0: 0.5"))
     with pytest.raises(BadInput, match="made with another recipe"):
         run_missing(jobs, at_once=1)
+
+
+@pytest.mark.slow
+def test_the_untrained_network_is_the_one_that_its_run_begins_with(shards, tmp_path):
+    """The rate of the first warm-up step is zero, so that the first checkpoint has the weights of the start."""
+    trial = Trial("none", 24, 3, quick=True)
+    (job,) = pretrainings([trial], shards, tmp_path)
+    job.recipe["checkpoint"] |= {"every_steps": 1, "keep_every": 1}
+    run_missing([job], at_once=1)
+    first, begun = load_pretrained(checkpoint(tmp_path, trial, 1)), untrained(trial)
+    assert first.encoder.keys() == begun.encoder.keys()
+    assert all(torch.equal(first.encoder[name], begun.encoder[name]) for name in begun.encoder)
+    second = load_pretrained(checkpoint(tmp_path, trial, 2))
+    assert not torch.equal(second.encoder["patch_embed.proj.weight"], begun.encoder["patch_embed.proj.weight"])

@@ -15,7 +15,7 @@ from studies.trials import BUDGETS, CONTRASTED, STOPS, Trial, main_contrast, sho
 from trainer.errors import BadInput
 
 BUDGET = BUDGETS[0]
-FASHION, PHOTOGRAPHS = IMAGE_SETS
+FASHION, TILES = IMAGE_SETS
 SHORTER = shortened("cubic .8", BUDGET)
 
 
@@ -31,7 +31,8 @@ def made_up(trial: Trial, step: int) -> Judged:
 def points(tmp_path):
     trials = FASHION.trials(3, quick=False)
     for trial in trials:
-        stops = range(trial.steps // 2, trial.steps + 1, trial.every) if trial.has_curve else [trial.steps]
+        curve = [0, *range(trial.steps // 2, trial.steps + 1, trial.every)]
+        stops = curve if trial.has_curve else [trial.steps]
         write_judged(tmp_path, trial, {step: made_up(trial, step) for step in stops})
     return read_points(tmp_path, trials)
 
@@ -55,6 +56,7 @@ def test_the_main_table_compares_at_equal_cost(points):
     assert rows["cubic .8"] == ["3", "0.835", "1.000", "78.40 ± 0.40", "88.40 ± 0.40", "93.40 ± 0.40"]
     at_late = f"{100 * (0.504 + 0.3 * 0.896):.2f} ± 0.40"  # between two checkpoints
     assert rows["unfrozen, stopped at 0.896"][:4] == ["3", "0.896", "0.896", at_late]
+    assert rows["untrained"] == ["3", "0.000", "0.000", "50.40 ± 0.40", "60.40 ± 0.40", "–"]
     assert [float(row[2]) for row in section.rows] == sorted((float(row[2]) for row in section.rows), reverse=True)
 
 
@@ -87,6 +89,7 @@ def test_what_has_not_been_run_is_left_out_of_the_table(points):
         "unfrozen, stopped at 0.896",
         "unfrozen, schedule of 0.833",
         "unfrozen, stopped at 0.833",
+        "untrained",
     ]
     assert section.rows[0][1:] == ["1", "1.000", "1.000", "80.00", "90.00", "95.00"]
 
@@ -110,7 +113,7 @@ def test_other_policies_stand_beside_the_unfrozen_run_at_their_own_cost(points):
 
 def test_accuracy_between_two_checkpoints_lies_on_the_line(points):
     curve = [p for p in points if p.trial == Trial("none", BUDGET, 0)]
-    assert len(curve) == STOPS // 2 + 1
+    assert len(curve) == STOPS // 2 + 2  # and the network that it began with
 
     def knn(share: float) -> float | None:
         return at_cost(curve, lambda point: point.judged.knn, round(share * unit()))
@@ -122,14 +125,14 @@ def test_accuracy_between_two_checkpoints_lies_on_the_line(points):
 
 
 def test_the_page_has_a_part_for_each_set_of_images(points):
-    photographs = [p for p in points if p.trial in PHOTOGRAPHS.trials(3, quick=False)]
-    text = tables({FASHION: points, PHOTOGRAPHS: photographs}, unit(), "python -m studies.freezing")
-    fashion, of_photographs = text.split("### Tiles of photographs")
+    points_of_tiles = [p for p in points if p.trial in TILES.trials(3, quick=False)]
+    text = tables({FASHION: points, TILES: points_of_tiles}, unit(), "python -m studies.freezing")
+    fashion, of_tiles = text.split("### Grey tiles of photographs")
     assert "### Fashion-MNIST" in fashion
     assert f"{BUDGETS[1]} steps, seed by seed" in fashion
     assert "All policies" in fashion
-    assert f"#### {BUDGET} steps\n" in of_photographs
-    assert "All policies" not in of_photographs
+    assert f"#### {BUDGET} steps\n" in of_tiles
+    assert "All policies" not in of_tiles
 
 
 def test_the_page_keeps_its_prose(tmp_path):
