@@ -7,7 +7,7 @@ from itertools import pairwise
 from benchmarks.tables import Section
 from studies.cost import flops
 from studies.results import MEASURES, Point, mean_and_spread
-from studies.trials import CONTRASTED, Trial, shortened
+from studies.trials import CONTRASTED, POLICIES, Trial, shortened
 
 _SECONDS = "seconds"
 
@@ -83,22 +83,22 @@ def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[
 
 
 def others_section(points: Sequence[Point], budget: int, unit_cost: int) -> Section:
-    """Every policy's run with seed 0 beside an unfrozen run of the same seed stopped at the same cost."""
-    curve = _curve(points, budget, seed=0)
+    """Every policy beside the unfrozen runs of the same seeds stopped at the same cost."""
     rows = []
-    for point in points:
-        if (point.trial.steps, point.trial.seed) == (budget, 0) and point.is_last and point.trial.policy != "none":
-            row = [point.trial.policy, f"{point.cost / unit_cost:.3f}"]
+    for policy in POLICIES:
+        one = _ended(points, policy, policy, budget)
+        if one.by_seed and policy != "none":
+            stopped = _stopped_at(points, "stopped", budget, one.cost)
+            row = [policy, str(len(one.by_seed)), f"{one.cost / unit_cost:.3f}"]
             for measure in MEASURES:
-                accuracy, rival = point.accuracy(measure), at_cost(curve, _of(measure), point.cost)
-                row.append("–" if accuracy is None else f"{accuracy:.2%}")
-                row.append("–" if accuracy is None or rival is None else f"{100 * (accuracy - rival):+.2f}")
+                row += [_percent(one.values(measure)), _difference(one, stopped, measure)]
             rows.append(row)
     return Section(
-        f"All policies, {budget} steps, one seed",
-        "Beside each accuracy, in points, what it is above the unfrozen run when that had cost as much (between two of "
-        "its checkpoints: on the straight line). One seed cannot tell such differences from chance.",
-        ["policy", "cost", *(text for name in MEASURES.values() for text in (name, "less stopped early"))],
+        f"All policies, {budget} steps",
+        "Beside each accuracy, in points, what it is above the unfrozen run of the same seed when that had cost as "
+        "much (between two of its checkpoints: on the straight line); mean and standard deviation over the seeds. One "
+        "seed cannot tell such differences from chance.",
+        ["policy", "seeds", "cost", *(text for name in MEASURES.values() for text in (name, "less stopped early"))],
         rows,
     )
 
@@ -129,10 +129,14 @@ def _reached(points: Sequence[Point], name: str, policy: str, steps: int, step: 
 
 
 def _stopped(points: Sequence[Point], name: str, budget: int, steps: int) -> Contender:
-    seeds = {p.trial.seed for p in points if p.trial.policy == "none" and p.trial.steps == budget}
     cost = flops(Trial("none", steps, 0, quick=points[0].trial.quick)) if points else 0
+    return _stopped_at(points, name, budget, cost)
+
+
+def _stopped_at(points: Sequence[Point], name: str, budget: int, cost: int) -> Contender:
+    """The unfrozen runs of that budget when they had cost so much."""
     by_seed = {}
-    for seed in seeds:
+    for seed in {p.trial.seed for p in points if (p.trial.policy, p.trial.steps) == ("none", budget)}:
         curve = _curve(points, budget, seed)
         values = {measure: at_cost(curve, _of(measure), cost) for measure in (*MEASURES, _SECONDS)}
         if any(value is not None for value in values.values()):

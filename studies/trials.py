@@ -7,6 +7,10 @@ from typing import Any
 LATE = [round(0.7 + 0.025 * unit, 3) for unit in range(11)]
 """Shares of the run at which units 0 to 10 freeze, when the cosine has brought their rates down anyway."""
 
+FADING = {"stage_weights_end": [0.0, 0.0, 1.0, 1.0]}
+"""The losses of the first two stages, which cubic .8 takes away at 0.62 and 0.69 of the run, fade in a straight
+line."""
+
 POLICIES: dict[str, dict[str, Any]] = {
     "none": {"how": "none"},
     "cubic .8 scaled": {"how": "cubic", "t0": 0.8, "scale_lr": True, "warmup": "uniform"},
@@ -19,12 +23,16 @@ POLICIES: dict[str, dict[str, Any]] = {
     "cubic .5": {"how": "cubic", "t0": 0.5, "scale_lr": False},
     "linear .5": {"how": "linear", "t0": 0.5, "scale_lr": False},
     "linear .8": {"how": "linear", "t0": 0.8, "scale_lr": False},
+    "none, stages fade": {"how": "none"},
 }
 """Name in tables and pictures → section `freezing` of the recipe. What is not called scaled is unscaled."""
 
 CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48), "late scaled": (43, 48)}
 """The policies that every seed runs, each with what it costs over no freezing, in matmul FLOPs, to 0.2 %: an unfrozen
 run of so many of the steps is as dear."""
+
+WITH_EVERY_SEED = ("cubic .9", "none, stages fade")
+"""Of the other policies those that every seed runs: to see why freezing loses, and when it does not."""
 
 BUDGETS = (720, 1440)
 QUICK_BUDGETS = (24,)
@@ -64,7 +72,7 @@ class Trial:
     @property
     def model(self) -> dict[str, Any]:
         """Section `model` of the recipe."""
-        return TINY_MODEL if self.quick else MODEL
+        return (TINY_MODEL if self.quick else MODEL) | (FADING if self.policy.endswith("fade") else {})
 
     @property
     def every(self) -> int:
@@ -120,9 +128,14 @@ def main_contrast(steps: int, seed: int, *, quick: bool = False) -> list[Trial]:
 
 def all_trials(budgets: Sequence[int], seeds: int, *, others: bool, quick: bool = False) -> list[Trial]:
     """In the order in which they are run: the main contrast of the first budget comes first. `others`: the policies
-    that are not in it as well, once, with the first budget."""
+    that are not in it as well, with the first budget, with one seed unless `WITH_EVERY_SEED` names them."""
     first, *longer = budgets
     trials = [trial for seed in range(seeds) for trial in main_contrast(first, seed, quick=quick)]
     if others:
-        trials += [Trial(policy, first, 0, quick) for policy in POLICIES if policy not in ("none", *CONTRASTED)]
+        trials += [
+            Trial(policy, first, seed, quick)
+            for policy in POLICIES
+            if policy not in ("none", *CONTRASTED)
+            for seed in range(seeds if policy in WITH_EVERY_SEED else 1)
+        ]
     return trials + [trial for budget in longer for seed in range(seeds) for trial in main_contrast(budget, seed)]

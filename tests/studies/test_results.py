@@ -101,13 +101,18 @@ def test_a_measure_that_was_not_taken_is_a_dash(points):
     assert {row[-2] for row in others_section(bare, BUDGET, unit()).rows} == {"–"}
 
 
-def test_other_policies_stand_beside_the_unfrozen_run_at_their_own_cost(points):
+def test_other_policies_stand_beside_the_unfrozen_runs_at_their_own_cost(points):
     rows = {row[0]: row[1:] for row in others_section(points, BUDGET, unit()).rows}
-    cost, knn, above, *_, finetuned, _ = rows["cubic .5"]
-    assert (knn, finetuned) == ("78.00%", "93.00%")
+    seeds, cost, knn, above, *_, finetuned, _ = rows["cubic .5"]
+    assert (seeds, knn, finetuned) == ("1", "78.00", "93.00")
     at_that_cost = 0.5 + 0.3 * float(cost)
     assert float(above) == pytest.approx(100 * (0.78 - at_that_cost), abs=0.06)
     assert rows["cubic .5"][-1] == "–"  # the unfrozen run was fine-tuned from later checkpoints alone
+    seeds, cost, knn, above, *_ = rows["cubic .9"]
+    assert (seeds, knn) == ("3", "78.40 ± 0.40")
+    middle, spread = map(float, above.split(" ± "))
+    assert middle == pytest.approx(100 * (0.78 - 0.5 - 0.3 * float(cost)), abs=0.06)
+    assert spread == 0
     assert "none" not in rows
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from studies.cost import STEPS_PER_EPOCH, flops, unit
 from studies.image_sets import IMAGE_SETS
-from studies.trials import BUDGETS, CONTRASTED, POLICIES, Trial, all_trials, main_contrast, shortened
+from studies.trials import BUDGETS, CONTRASTED, POLICIES, WITH_EVERY_SEED, Trial, all_trials, main_contrast, shortened
 from trainer.freezing.schedule import predicted_saving
 from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
@@ -63,8 +63,20 @@ def test_every_trial_comes_once_with_its_own_folder_and_the_main_contrast_first(
     main = [trial for seed in range(3) for trial in main_contrast(BUDGETS[0], seed)]
     assert trials[: len(main)] == main
     assert {trial.policy for trial in trials} == set(POLICIES)
-    assert [trial for trial in trials if trial.seed > 0 and trial.policy not in ("none", *CONTRASTED)] == []
+    others = [trial for trial in trials if trial.policy not in ("none", *CONTRASTED)]
+    assert {trial.policy for trial in others if trial.seed > 0} == set(WITH_EVERY_SEED)
+    assert {trial.steps for trial in others} == {BUDGETS[0]}
     assert {trial.steps for trial in main} == {BUDGETS[0], *(shortened(policy, BUDGETS[0]) for policy in CONTRASTED)}
+
+
+def test_fading_stages_change_the_loss_and_nothing_of_the_cost():
+    fading = Trial("none, stages fade", BUDGETS[0], 0)
+    assert ModelConfig(**fading.model).stage_weights_at(0.5) == [0.5, 0.5, 1.0, 1.0]
+    assert flops(fading) == unit()
+    freezes = plan_schedule(
+        parse_recipe(Trial("cubic .8", 1000, 0).recipe(STEPS_PER_EPOCH), source="trial"), STEPS_PER_EPOCH
+    ).freeze_steps()
+    assert [freezes[block + 1] for block in (1, 3)] == [pytest.approx(1000 * share, abs=10) for share in (0.62, 0.69)]
 
 
 def test_photographs_have_the_main_contrast_of_the_first_budget_alone():
