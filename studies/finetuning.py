@@ -8,17 +8,18 @@ from typing import Any
 from studies.pretraining import checkpoint
 from studies.results import read_judged, write_judged
 from studies.runner import Job, run_missing
-from studies.trials import CROP_SCALE, GLOBAL_BATCH, WARMUP_SHARE, Trial
+from studies.trials import CROP_SCALE, WARMUP_SHARE, Trial
 from trainer.data.shard_index import ShardIndex
 from trainer.tracking.metrics import read_metrics
 
-STEPS, QUICK_STEPS = 300, 8
+STEPS, QUICK_STEPS = 400, 8
+BATCH = 64
 
 
 def finetune_missing(trials: Sequence[Trial], shards: Path, folder: Path, *, at_once: int) -> None:
     """Adds the accuracy on all held-out images to the results of those checkpoints that `Trial.finetuned_at` names and
     that have been judged."""
-    steps_per_epoch = ShardIndex.open(shards).num_samples // GLOBAL_BATCH
+    steps_per_epoch = ShardIndex.open(shards).num_samples // BATCH
     jobs = {
         (trial, step): _job(trial, step, steps_per_epoch, shards, folder)
         for trial in trials
@@ -45,11 +46,11 @@ def _recipe(trial: Trial, epochs: float) -> dict[str, Any]:
     encoder = {key: trial.model[key] for key in ("image_size", "patch_size", "embed_dim", "depth", "num_heads")}
     return {
         "model": encoder,
-        "finetune": {"drop_path": 0.0},
-        "optimizer": {"lr": 2e-3, "min_lr": 1e-6, "weight_decay": 0.05, "warmup_epochs": WARMUP_SHARE * epochs},
+        "finetune": {"drop_path": 0.0, "layer_decay": 0.9},
+        "optimizer": {"lr": 4e-3, "min_lr": 1e-6, "weight_decay": 0.05, "warmup_epochs": WARMUP_SHARE * epochs},
         "augmentation": {"rand_augment": None, "random_erasing": 0.0, "mixup": 0.0, "cutmix": 0.0},
         "data": {"workers": 0, "crop_scale": CROP_SCALE},
-        "train": {"epochs": epochs, "global_batch": GLOBAL_BATCH, "seed": trial.seed, "hang_timeout": 0},
+        "train": {"epochs": epochs, "global_batch": BATCH, "seed": trial.seed, "hang_timeout": 0},
         "validation": {"every_epochs": epochs, "batch": 250},
         "tracking": {"log_every": 20, "tensorboard": False},
     }

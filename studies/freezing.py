@@ -68,7 +68,7 @@ def _points(image_set: ImageSet, arguments: argparse.Namespace) -> list[Point]:
     if not arguments.skip_training:
         run_missing(runs, at_once=arguments.at_once)
     judge_missing(trials, runs, shards, folder)
-    if not arguments.skip_training:
+    if not (arguments.skip_training or image_set.main_only):
         finetune_missing(trials, shards, folder, at_once=arguments.at_once)
     return read_points(folder, trials)
 

@@ -11,7 +11,7 @@ from studies.trials import BUDGETS, QUICK_BUDGETS, Trial, all_trials
 @dataclass(frozen=True)
 class ImageSet:
     """`make_shards`: into a folder, of each split at most so many images. `main_only`: the main contrast of the first
-    budget, and nothing else."""
+    budget, by the two measures that train no encoder, and nothing else."""
 
     name: str
     title: str

@@ -31,6 +31,10 @@ CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48), "
 """The policies that every seed runs, each with what it costs over no freezing, in matmul FLOPs, to 0.2 %: an unfrozen
 run of so many of the steps is as dear."""
 
+FINETUNED = ("none", "cubic .8", "late")
+"""Policies of the main contrast whose checkpoints are fine-tuned, with the first budget alone: it takes longer than the
+runs themselves."""
+
 WITH_EVERY_SEED = ("cubic .9", "none, stages fade")
 """Of the other policies those that every seed runs: to see why freezing loses, and when it does not."""
 
@@ -88,6 +92,9 @@ class Trial:
     def finetuned_at(self) -> set[int]:
         """The steps whose checkpoints are fine-tuned: the last, and of a curve those that have cost what the policies
         of `CONTRASTED` cost, if there is one."""
+        first = QUICK_BUDGETS[0] if self.quick else BUDGETS[0]
+        if self.policy not in FINETUNED or self.steps > first:
+            return set()
         stops = [shortened(policy, self.steps) for policy in CONTRASTED] if self.has_curve else []
         return {self.steps, *(stop for stop in stops if stop % self.every == 0)}
 

@@ -31,13 +31,14 @@ def test_the_main_rivals_cost_the_same(policy, steps):
 
 
 def test_what_is_fine_tuned_has_a_checkpoint():
-    for steps in BUDGETS:
-        unfrozen = Trial("none", steps, 0)
-        assert shortened("cubic .8", steps) in unfrozen.finetuned_at
-        assert all(step % unfrozen.every == 0 for step in unfrozen.finetuned_at)
-        assert Trial("cubic .8", steps, 0).finetuned_at == {steps}
-        shorter = shortened("cubic .8", steps)
-        assert Trial("none", shorter, 0).finetuned_at == {shorter}
+    first, longer = BUDGETS
+    unfrozen = Trial("none", first, 0)
+    assert unfrozen.finetuned_at == {first, shortened("cubic .8", first)}
+    assert all(step % unfrozen.every == 0 for step in unfrozen.finetuned_at)
+    assert Trial("cubic .8", first, 0).finetuned_at == {first}
+    shorter = shortened("cubic .8", first)
+    assert Trial("none", shorter, 0).finetuned_at == {shorter}
+    assert Trial("cubic .8 scaled", first, 0).finetuned_at == Trial("none", longer, 0).finetuned_at == set()
 
 
 def test_cost_adds_up_the_steps_of_the_schedule():
