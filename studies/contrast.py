@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from statistics import mean
 
 from benchmarks.tables import Section
 from studies.cost import flops
@@ -14,7 +15,8 @@ _SECONDS = "seconds"
 
 @dataclass(frozen=True)
 class Contender:
-    """`by_seed`: for each seed, its accuracy by measure and its seconds; None where nobody measured it."""
+    """`cost`: mean over the seeds, which differ where runs chose when to freeze. `by_seed`: for each seed, its
+    accuracy by measure and its seconds; None where nobody measured it."""
 
     name: str
     cost: int
@@ -86,9 +88,10 @@ def others_section(points: Sequence[Point], budget: int, unit_cost: int) -> Sect
     """Every policy beside the unfrozen runs of the same seeds stopped at the same cost."""
     rows = []
     for policy in POLICIES:
-        one = _ended(points, policy, policy, budget)
-        if one.by_seed and policy != "none":
-            stopped = _stopped_at(points, "stopped", budget, one.cost)
+        ended = _reached(points, policy, budget, budget)
+        if ended and policy != "none":
+            one = _contender(policy, ended)
+            stopped = _stopped_at(points, "stopped", budget, {p.trial.seed: p.cost for p in ended})
             row = [policy, str(len(one.by_seed)), f"{one.cost / unit_cost:.3f}"]
             for measure in MEASURES:
                 row += [_percent(one.values(measure)), _difference(one, stopped, measure)]
@@ -114,34 +117,38 @@ def at_cost(curve: Sequence[Point], value: Callable[[Point], float | None], cost
 
 
 def _ended(points: Sequence[Point], name: str, policy: str, steps: int) -> Contender:
-    return _reached(points, name, policy, steps, steps)
+    return _contender(name, _reached(points, policy, steps, steps))
 
 
 def _untrained(points: Sequence[Point], budget: int) -> Contender:
-    return _reached(points, "untrained", "none", budget, 0)
+    return _contender("untrained", _reached(points, "none", budget, 0))
 
 
-def _reached(points: Sequence[Point], name: str, policy: str, steps: int, step: int) -> Contender:
+def _reached(points: Sequence[Point], policy: str, steps: int, step: int) -> list[Point]:
     """The runs of so many steps, as they were at one of them."""
-    there = [p for p in points if (p.trial.policy, p.trial.steps, p.steps) == (policy, steps, step)]
-    by_seed = {p.trial.seed: {measure: _of(measure)(p) for measure in (*MEASURES, _SECONDS)} for p in there}
-    return Contender(name, there[0].cost if there else 0, by_seed)
+    return [p for p in points if (p.trial.policy, p.trial.steps, p.steps) == (policy, steps, step)]
+
+
+def _contender(name: str, points: Sequence[Point]) -> Contender:
+    by_seed = {p.trial.seed: {measure: _of(measure)(p) for measure in (*MEASURES, _SECONDS)} for p in points}
+    return Contender(name, round(mean(p.cost for p in points)) if points else 0, by_seed)
 
 
 def _stopped(points: Sequence[Point], name: str, budget: int, steps: int) -> Contender:
     cost = flops(Trial("none", steps, 0, quick=points[0].trial.quick)) if points else 0
-    return _stopped_at(points, name, budget, cost)
+    seeds = {p.trial.seed for p in points if (p.trial.policy, p.trial.steps) == ("none", budget)}
+    return _stopped_at(points, name, budget, dict.fromkeys(seeds, cost))
 
 
-def _stopped_at(points: Sequence[Point], name: str, budget: int, cost: int) -> Contender:
-    """The unfrozen runs of that budget when they had cost so much."""
+def _stopped_at(points: Sequence[Point], name: str, budget: int, costs: Mapping[int, int]) -> Contender:
+    """The unfrozen runs of that budget when they had cost so much, by seed."""
     by_seed = {}
-    for seed in {p.trial.seed for p in points if (p.trial.policy, p.trial.steps) == ("none", budget)}:
+    for seed, cost in costs.items():
         curve = _curve(points, budget, seed)
         values = {measure: at_cost(curve, _of(measure), cost) for measure in (*MEASURES, _SECONDS)}
         if any(value is not None for value in values.values()):
             by_seed[seed] = values
-    return Contender(name, cost, by_seed)
+    return Contender(name, round(mean(costs.values())) if costs else 0, by_seed)
 
 
 def _curve(points: Sequence[Point], budget: int, seed: int) -> list[Point]:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from studies.cost import flops
+from studies.cost import flops, freezes_of
 from studies.trials import Trial
 from trainer.files import write_text
 
@@ -61,11 +61,14 @@ def write_judged(folder: Path, trial: Trial, judged: dict[int, Judged]) -> None:
 
 def read_points(folder: Path, trials: Iterable[Trial]) -> list[Point]:
     """All that was judged, by trial and step."""
-    return [
-        Point(trial, step, flops(trial, step), judged)
-        for trial in trials
-        for step, judged in sorted(read_judged(folder, trial).items())
-    ]
+    points = []
+    for trial in trials:
+        freezes = None if trial.is_planned else freezes_of(folder / trial.name)
+        points += [
+            Point(trial, step, flops(trial, step, freezes), judged)
+            for step, judged in sorted(read_judged(folder, trial).items())
+        ]
+    return points
 
 
 def mean_and_spread(values: list[float]) -> tuple[float, float | None]:

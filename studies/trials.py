@@ -23,6 +23,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "cubic .5": {"how": "cubic", "t0": 0.5, "scale_lr": False},
     "linear .5": {"how": "linear", "t0": 0.5, "scale_lr": False},
     "linear .8": {"how": "linear", "t0": 0.8, "scale_lr": False},
+    "plasticity": {"how": "plasticity", "probe_every": 36, "patience": 2, "cool_down": 36},
     "none, stages fade": {"how": "none"},
 }
 """Name in tables and pictures → section `freezing` of the recipe. What is not called scaled is unscaled."""
@@ -35,7 +36,7 @@ FINETUNED = ("none", "cubic .8", "late")
 """Policies of the main contrast whose checkpoints are fine-tuned, with the first budget alone: it takes longer than the
 runs themselves."""
 
-WITH_EVERY_SEED = ("cubic .9", "none, stages fade")
+WITH_EVERY_SEED = ("cubic .9", "plasticity", "none, stages fade")
 """Of the other policies those that every seed runs: to see why freezing loses, and when it does not."""
 
 BUDGETS = (720, 1440)
@@ -77,6 +78,11 @@ class Trial:
     def model(self) -> dict[str, Any]:
         """Section `model` of the recipe."""
         return (TINY_MODEL if self.quick else MODEL) | (FADING if self.policy.endswith("fade") else {})
+
+    @property
+    def is_planned(self) -> bool:
+        """Whether it is known in advance when units freeze."""
+        return bool(POLICIES[self.policy]["how"] != "plasticity")
 
     @property
     def every(self) -> int:

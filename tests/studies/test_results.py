@@ -116,6 +116,19 @@ def test_other_policies_stand_beside_the_unfrozen_runs_at_their_own_cost(points)
     assert "none" not in rows
 
 
+def test_runs_that_chose_when_to_freeze_are_compared_each_at_its_own_cost(points):
+    planned = [p for p in points if p.trial.policy != "plasticity"]
+    by_chance = [
+        replace(p, cost=round(share * unit()), judged=replace(p.judged, knn=0.5 + 0.3 * share + 0.004 * seed))
+        for seed, share in enumerate((0.8, 0.9, 0.7))
+        for p in points
+        if p.trial == Trial("plasticity", BUDGET, seed)
+    ]
+    (row,) = [row for row in others_section(planned + by_chance, BUDGET, unit()).rows if row[0] == "plasticity"]
+    assert row[1:3] == ["3", "0.800"]
+    assert row[4] == "+0.00 ± 0.00"
+
+
 def test_accuracy_between_two_checkpoints_lies_on_the_line(points):
     curve = [p for p in points if p.trial == Trial("none", BUDGET, 0)]
     assert len(curve) == STOPS // 2 + 2  # and the network that it began with

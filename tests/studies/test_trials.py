@@ -1,8 +1,10 @@
 """What the study runs, in which order, and what that costs."""
 
+import json
+
 import pytest
 
-from studies.cost import STEPS_PER_EPOCH, flops, unit
+from studies.cost import STEPS_PER_EPOCH, flops, freezes_of, unit
 from studies.image_sets import IMAGE_SETS
 from studies.trials import BUDGETS, CONTRASTED, POLICIES, WITH_EVERY_SEED, Trial, all_trials, main_contrast, shortened
 from trainer.freezing.schedule import predicted_saving
@@ -50,6 +52,20 @@ def test_cost_adds_up_the_steps_of_the_schedule():
     first = schedule.freeze_steps()[0]
     assert flops(trial, first + 1) - flops(trial, first) < flops(trial, first) - flops(trial, first - 1)
     assert unit() == whole
+
+
+def test_cost_of_a_run_that_chose_its_freezes_is_that_of_the_same_steps_planned(tmp_path):
+    planned = Trial("late", BUDGETS[0], 0)
+    recipe = parse_recipe(planned.recipe(STEPS_PER_EPOCH), source="trial")
+    steps = [step for step in plan_schedule(recipe, STEPS_PER_EPOCH).freeze_steps() if step is not None]
+    events = [{"event": "freeze", "step": step, "units": [unit]} for unit, step in enumerate(steps[2:], start=2)]
+    events.insert(0, {"event": "freeze", "step": steps[0], "units": [0, 1]})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    chosen = Trial("plasticity", BUDGETS[0], 0)
+    freezes = freezes_of(tmp_path)
+    assert freezes == [steps[0], steps[0], *steps[2:]]
+    assert flops(chosen, None, steps) == flops(planned) < flops(chosen) == unit()
+    assert flops(chosen, 600, steps) == flops(planned, 600)
 
 
 def test_the_model_saves_what_vit_base_saves():
