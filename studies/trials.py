@@ -32,9 +32,9 @@ CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48), "
 """The policies that every seed runs, each with what it costs over no freezing, in matmul FLOPs, to 0.2 %: an unfrozen
 run of so many of the steps is as dear."""
 
-FINETUNED = ("none", "cubic .8", "late")
-"""Policies of the main contrast whose checkpoints are fine-tuned, with the first budget alone: it takes longer than the
-runs themselves."""
+FINETUNED = "cubic .8"
+"""The policy of the main contrast that is compared by fine-tuning as well, with its unfrozen rivals and with the first
+budget alone: it takes longer than the runs themselves."""
 
 WITH_EVERY_SEED = ("cubic .9", "plasticity", "none, stages fade")
 """Of the other policies those that every seed runs: to see why freezing loses, and when it does not."""
@@ -96,13 +96,15 @@ class Trial:
 
     @property
     def finetuned_at(self) -> set[int]:
-        """The steps whose checkpoints are fine-tuned: the last, and of a curve those that have cost what the policies
-        of `CONTRASTED` cost, if there is one."""
+        """The steps whose checkpoints are fine-tuned: of `FINETUNED` and of its rivals at equal cost the last, and of
+        the unfrozen run that which had cost as much."""
         first = QUICK_BUDGETS[0] if self.quick else BUDGETS[0]
-        if self.policy not in FINETUNED or self.steps > first:
-            return set()
-        stops = [shortened(policy, self.steps) for policy in CONTRASTED] if self.has_curve else []
-        return {self.steps, *(stop for stop in stops if stop % self.every == 0)}
+        rival = shortened(FINETUNED, first)
+        return {
+            (FINETUNED, first): {first},
+            ("none", first): {rival, first},
+            ("none", rival): {rival},
+        }.get((self.policy, self.steps), set())
 
     def recipe(self, steps_per_epoch: int) -> dict[str, Any]:
         """Sections and keys, on data of so many steps an epoch."""
