@@ -24,6 +24,7 @@ POLICIES: dict[str, dict[str, Any]] = {
     "linear .5": {"how": "linear", "t0": 0.5, "scale_lr": False},
     "linear .8": {"how": "linear", "t0": 0.8, "scale_lr": False},
     "plasticity": {"how": "plasticity", "probe_every": 36, "patience": 2, "cool_down": 36},
+    "plasticity, eager": {"how": "plasticity", "probe_every": 18, "patience": 1, "cool_down": 18, "tolerance": 0.6},
     "none, stages fade": {"how": "none"},
 }
 """Name in tables and pictures → section `freezing` of the recipe. What is not called scaled is unscaled."""
