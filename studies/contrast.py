@@ -32,8 +32,9 @@ class Contender:
 
 
 def contenders(points: Sequence[Point], budget: int) -> dict[str, list[Contender]]:
-    """Each policy of the main contrast with those of equal cost that do not freeze: stopped early (between two
-    checkpoints: on the straight line) and with a shorter schedule. Under `none` the unfrozen run to its end."""
+    """Each policy of the main contrast that was run, with those of equal cost that do not freeze: stopped early
+    (between two checkpoints: on the straight line) and with a shorter schedule. Under `none` the unfrozen run to its
+    end."""
     found = {"none": [_ended(points, "unfrozen, to the end", "none", budget)]}
     for policy in CONTRASTED:
         steps = shortened(policy, budget)
@@ -42,7 +43,8 @@ def contenders(points: Sequence[Point], budget: int) -> dict[str, list[Contender
             _stopped(points, f"unfrozen, stopped at {share}", budget, steps),
             _ended(points, f"unfrozen, schedule of {share}", "none", steps),
         ]
-        found[policy] = [_ended(points, policy, policy, budget), *rivals]
+        frozen = _ended(points, policy, policy, budget)
+        found[policy] = [frozen, *rivals] if frozen.by_seed else []
     return {policy: [one for one in many if one.by_seed] for policy, many in found.items()}
 
 

@@ -6,7 +6,17 @@ import pytest
 
 from studies.cost import STEPS_PER_EPOCH, flops, freezes_of, unit
 from studies.image_sets import IMAGE_SETS
-from studies.trials import BUDGETS, CONTRASTED, POLICIES, WITH_EVERY_SEED, Trial, all_trials, main_contrast, shortened
+from studies.trials import (
+    BUDGETS,
+    CONTRASTED,
+    FOREMOST,
+    POLICIES,
+    WITH_EVERY_SEED,
+    Trial,
+    all_trials,
+    main_contrast,
+    shortened,
+)
 from trainer.freezing.schedule import predicted_saving
 from trainer.model.config import ModelConfig
 from trainer.model.flops import step_flops
@@ -33,14 +43,15 @@ def test_the_main_rivals_cost_the_same(policy, steps):
 
 
 def test_what_is_fine_tuned_has_a_checkpoint():
-    first, longer = BUDGETS
+    first, *longer = BUDGETS
     unfrozen = Trial("none", first, 0)
     assert unfrozen.finetuned_at == {first, shortened("cubic .8", first)}
     assert all(step % unfrozen.every == 0 for step in unfrozen.finetuned_at)
     assert Trial("cubic .8", first, 0).finetuned_at == {first}
     shorter = shortened("cubic .8", first)
     assert Trial("none", shorter, 0).finetuned_at == {shorter}
-    assert Trial("cubic .8 scaled", first, 0).finetuned_at == Trial("none", longer, 0).finetuned_at == set()
+    assert Trial("cubic .8 scaled", first, 0).finetuned_at == set()
+    assert not any(Trial(policy, steps, 0).finetuned_at for policy in ("none", "cubic .8") for steps in longer)
 
 
 def test_cost_adds_up_the_steps_of_the_schedule():
@@ -84,6 +95,15 @@ def test_every_trial_comes_once_with_its_own_folder_and_the_main_contrast_first(
     assert {trial.policy for trial in others if trial.seed > 0} == set(WITH_EVERY_SEED)
     assert {trial.steps for trial in others} == {BUDGETS[0]}
     assert {trial.steps for trial in main} == {BUDGETS[0], *(shortened(policy, BUDGETS[0]) for policy in CONTRASTED)}
+
+
+def test_the_longest_budget_has_the_foremost_policy_and_its_rivals_alone():
+    longest = [trial for trial in all_trials(BUDGETS, 2, others=True) if trial.steps > max(BUDGETS[:-1])]
+    shorter = shortened(FOREMOST, BUDGETS[-1])
+    assert {(trial.policy, trial.steps) for trial in longest} == {
+        ("none", BUDGETS[-1]), (FOREMOST, BUDGETS[-1]), ("none", shorter)
+    }  # fmt: skip
+    assert len(longest) == 6
 
 
 def test_fading_stages_change_the_loss_and_nothing_of_the_cost():
