@@ -24,7 +24,7 @@ def tables(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, command: s
         parts.append(f"### {image_set.title}\n")
         for budget in image_set.budgets(quick=quick):
             sections = main_sections(of_set, budget, unit_cost)
-            if not image_set.main_only:
+            if budget == image_set.budgets(quick=quick)[0] and not image_set.main_only:
                 sections.append(others_section(of_set, budget, unit_cost))
             parts += [section.markdown().replace("## ", "#### ", 1) for section in sections if section.rows]
     return "\n".join(parts)
