@@ -33,9 +33,12 @@ CONTRASTED = {"cubic .8": (5, 6), "cubic .8 scaled": (5, 6), "late": (43, 48), "
 """The policies that every seed runs, each with what it costs over no freezing, in matmul FLOPs, to 0.2 %: an unfrozen
 run of so many of the steps is as dear."""
 
-FOREMOST = "cubic .8"
-"""The policy of the main contrast that alone has the longest budget, and is compared by fine-tuning as well, with the
-first budget: both take longer than all else."""
+FINETUNED = "cubic .8"
+"""The policy of the main contrast that is compared by fine-tuning as well, with its unfrozen rivals and with the first
+budget alone: it takes longer than the runs themselves."""
+
+WITH_LONGEST_BUDGET = ("late", "cubic .8")
+"""Policies of the main contrast that have the last budget as well."""
 
 WITH_EVERY_SEED = ("cubic .9", "plasticity", "none, stages fade")
 """Of the other policies those that every seed runs: to see why freezing loses, and when it does not."""
@@ -97,12 +100,12 @@ class Trial:
 
     @property
     def finetuned_at(self) -> set[int]:
-        """The steps whose checkpoints are fine-tuned: of `FOREMOST` and of its rivals at equal cost the last, and of
+        """The steps whose checkpoints are fine-tuned: of `FINETUNED` and of its rivals at equal cost the last, and of
         the unfrozen run that which had cost as much."""
         first = QUICK_BUDGETS[0] if self.quick else BUDGETS[0]
-        rival = shortened(FOREMOST, first)
+        rival = shortened(FINETUNED, first)
         return {
-            (FOREMOST, first): {first},
+            (FINETUNED, first): {first},
             ("none", first): {rival, first},
             ("none", rival): {rival},
         }.get((self.policy, self.steps), set())
@@ -137,7 +140,7 @@ def shortened(policy: str, steps: int) -> int:
 
 
 def main_contrast(steps: int, seed: int, *, quick: bool = False) -> list[Trial]:
-    policies = [FOREMOST] if steps == BUDGETS[-1] else list(CONTRASTED)
+    policies = WITH_LONGEST_BUDGET if steps == BUDGETS[-1] else tuple(CONTRASTED)
     lengths = [("none", steps), *((policy, steps) for policy in policies)]
     lengths += [("none", shortened(policy, steps)) for policy in policies]
     return [Trial(policy, length, seed, quick) for policy, length in dict.fromkeys(lengths)]

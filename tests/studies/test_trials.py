@@ -9,9 +9,9 @@ from studies.image_sets import IMAGE_SETS
 from studies.trials import (
     BUDGETS,
     CONTRASTED,
-    FOREMOST,
     POLICIES,
     WITH_EVERY_SEED,
+    WITH_LONGEST_BUDGET,
     Trial,
     all_trials,
     main_contrast,
@@ -97,13 +97,12 @@ def test_every_trial_comes_once_with_its_own_folder_and_the_main_contrast_first(
     assert {trial.steps for trial in main} == {BUDGETS[0], *(shortened(policy, BUDGETS[0]) for policy in CONTRASTED)}
 
 
-def test_the_longest_budget_has_the_foremost_policy_and_its_rivals_alone():
+def test_the_longest_budget_has_two_policies_and_their_rivals_alone():
     longest = [trial for trial in all_trials(BUDGETS, 2, others=True) if trial.steps > max(BUDGETS[:-1])]
-    shorter = shortened(FOREMOST, BUDGETS[-1])
-    assert {(trial.policy, trial.steps) for trial in longest} == {
-        ("none", BUDGETS[-1]), (FOREMOST, BUDGETS[-1]), ("none", shorter)
-    }  # fmt: skip
-    assert len(longest) == 6
+    frozen = {(policy, BUDGETS[-1]) for policy in WITH_LONGEST_BUDGET}
+    unfrozen = {("none", BUDGETS[-1]), *(("none", shortened(policy, BUDGETS[-1])) for policy in WITH_LONGEST_BUDGET)}
+    assert {(trial.policy, trial.steps) for trial in longest} == frozen | unfrozen
+    assert len(longest) == 2 * (len(frozen) + len(unfrozen)) == 10
 
 
 def test_fading_stages_change_the_loss_and_nothing_of_the_cost():
