@@ -32,6 +32,20 @@ def test_two_hosts_train_as_one_does(
         assert [(node["node"], node["ranks"]) for node in last["nodes"]] == [("node-1", 1), ("node-2", 1)]
 
 
+@pytest.mark.slow
+def test_four_hosts_train_as_four_ranks_of_one_do(
+    lab_is_possible: None, tmp_path: Path, shards: Path, ds_configs: dict[int, Path]
+) -> None:
+    with Run(tmp_path / "alone", shards) as alone:
+        alone.start("torchrun", ds_config=ds_configs[2], ranks=4)
+        assert alone.end() == 0, alone.printed[-3000:]
+    with Lab(4, tmp_path / "lab") as lab, ClusterRun(lab, tmp_path / "run", shards) as run:
+        run.start_pdsh(dict.fromkeys([host.name for host in lab.hosts], 1), ds_config=ds_configs[2])
+        assert run.end() == 0, run.printed[-3000:]
+        assert sum(event["event"] == "freeze" for event in run.events()) >= 2
+        assert_same_run(run, alone)
+
+
 @pytest.mark.parametrize(
     ("stage", "end", "target"),
     [
