@@ -13,10 +13,10 @@ test: .venv/.test ## the tests, on real ranks; no GPU and no network needed
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive and not cluster"
 
 test-slow: .venv/.test ## matrices, real launchers, real kills
-	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m slow
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m "slow and not cluster"
 
 test-cluster: .venv/.test ## launchers on several hosts made of namespaces; root, and the packages that docs/cluster.md names
-	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m cluster
+	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -rs -m "$(or $(MARKS),cluster)"
 
 test-exhaustive: .venv/.test ## other rows of the matrices, the benchmarks' commands, a short soak, the real compiler
 	DS_ACCELERATOR=cpu .venv/bin/python -m pytest -m exhaustive

@@ -32,9 +32,26 @@ def test_two_hosts_train_as_one_does(
         assert [(node["node"], node["ranks"]) for node in last["nodes"]] == [("node-1", 1), ("node-2", 1)]
 
 
+@pytest.mark.slow
+def test_four_hosts_train_as_four_ranks_of_one_do(
+    lab_is_possible: None, tmp_path: Path, shards: Path, ds_configs: dict[int, Path]
+) -> None:
+    with Run(tmp_path / "alone", shards) as alone:
+        alone.start("torchrun", ds_config=ds_configs[2], ranks=4)
+        assert alone.end() == 0, alone.printed[-3000:]
+    with Lab(4, tmp_path / "lab") as lab, ClusterRun(lab, tmp_path / "run", shards) as run:
+        run.start_pdsh(dict.fromkeys([host.name for host in lab.hosts], 1), ds_config=ds_configs[2])
+        assert run.end() == 0, run.printed[-3000:]
+        assert sum(event["event"] == "freeze" for event in run.events()) >= 2
+        assert_same_run(run, alone)
+
+
 @pytest.mark.parametrize(
     ("stage", "end", "target"),
-    [(1, signal.SIGKILL, "pdsh"), (2, signal.SIGINT, "deepspeed")],  # the connections are gone; Ctrl-C
+    [
+        (1, signal.SIGKILL, "ssh"),  # a connection is gone
+        pytest.param(2, signal.SIGINT, "deepspeed", marks=pytest.mark.slow),  # Ctrl-C
+    ],
 )
 def test_when_the_command_ends_early_all_hosts_save_and_leave_and_the_same_command_goes_on(
     lab: Lab,
@@ -59,6 +76,21 @@ def test_when_the_command_ends_early_all_hosts_save_and_leave_and_the_same_comma
         assert_same_run(run, references(stage))
 
 
+@pytest.mark.slow
+def test_a_run_whose_pdsh_is_killed_goes_on_to_its_end_without_a_console(
+    lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
+) -> None:
+    with ClusterRun(lab, tmp_path / "run", shards) as run:
+        run.start_pdsh(BOTH, LENGTH, ds_config=ds_configs[1])
+        run.wait_for_step(7)
+        run.on_first_host("pdsh").kill()  # its connections live on
+        assert run.end() == 0  # DeepSpeed's command says nothing of a pdsh that a signal ended
+        assert "step 108/108" not in run.printed
+        assert "step 108/108" in run.log(0)
+        assert_same_run(run, references(1))
+
+
+@pytest.mark.slow
 def test_a_run_on_the_hosts_own_disks_is_put_together_when_it_goes_on(
     lab: Lab, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:
@@ -100,6 +132,7 @@ def test_a_cut_cable_ends_both_sides_with_a_report_and_the_run_goes_on_on_the_ho
         assert_same_run(run, references(2))
 
 
+@pytest.mark.slow
 def test_when_the_host_of_rank_zero_loses_power_the_run_goes_on_on_the_other(
     lab_is_possible: None, tmp_path: Path, shards: Path, ds_configs: dict[int, Path], references: Callable[[int], Run]
 ) -> None:

@@ -34,6 +34,7 @@ def test_each_task_is_a_rank_with_a_gpu_of_its_own(slurm: Slurm, options: list[s
     assert gpus == ["0", "1", "0", "1"]
 
 
+@pytest.mark.slow
 def test_a_job_that_gets_a_signal_saves_and_is_queued_again_until_it_is_done(
     slurm: Slurm, lab: Lab, tmp_path: Path, shards: Path, references: Callable[[int], Run], ds_configs: dict[int, Path]
 ) -> None:

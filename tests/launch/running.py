@@ -21,12 +21,12 @@ BIN = Path(sys.executable).parent
 PROGRAM, FAULTY_PROGRAM = "launch/pretrain.py", "tests/launch/faulty_pretrain.py"
 
 
-def launcher_words(launcher: str) -> list[str]:
-    """The beginning of a command line: deepspeed or torchrun (two ranks), or python (one)."""
+def launcher_words(launcher: str, ranks: int = 2) -> list[str]:
+    """The beginning of a command line: deepspeed or torchrun, or python, which is one rank."""
     port = str(random.randrange(20000, 32000))
     return {
-        "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", port],
-        "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", "2", "--master_port", port],
+        "deepspeed": [str(BIN / "deepspeed"), "--num_gpus", str(ranks), "--master_port", port],
+        "torchrun": [str(BIN / "torchrun"), "--nproc_per_node", str(ranks), "--master_port", port],
         "python": [sys.executable],
     }[launcher]
 
@@ -61,11 +61,12 @@ class Run:
         *overrides: str,
         ds_config: str | Path = "ds_configs/zero2_cpu.json",
         fault: str | None = None,
+        ranks: int = 2,
     ) -> None:
-        """launcher: deepspeed or torchrun (two ranks), or python (one). fault: see faulty_pretrain."""
+        """launcher: deepspeed or torchrun, or python (one rank). fault: see faulty_pretrain."""
         with self.output.open("w") as output:
             self._process = subprocess.Popen(
-                [*launcher_words(launcher), *self.program(*overrides, ds_config=ds_config, fault=fault)],
+                [*launcher_words(launcher, ranks), *self.program(*overrides, ds_config=ds_config, fault=fault)],
                 env=launcher_environment() | ({"FAULT": fault} if fault else {}), cwd=REPOSITORY, stdout=output,
                 stderr=subprocess.STDOUT)  # fmt: skip
 
