@@ -74,7 +74,7 @@ def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[
     differences = [
         [f"{frozen.name} less {rival.name}", *(_difference(frozen, rival, measure) for measure in MEASURES)]
         for policy, (frozen, *rivals) in ((policy, many) for policy, many in found.items() if many)
-        if policy != "none" and frozen.name == policy
+        if policy != "none"
         for rival in [*rivals, *found["none"]]
     ]
     seed_by_seed = Section(

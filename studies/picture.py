@@ -18,9 +18,9 @@ _DPI = 120
 
 
 def draw(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, path: Path) -> None:
-    """A row for each set of images, a panel for each measure that was taken: one line for each policy through the ends
-    of its runs, seeds as dots, and the unfrozen runs' early-stopping curves dashed, without
-    the networks that they began with."""
+    """A row for each set of images, a panel for each measure that was taken of it: one line for each policy through the
+    means of its runs' ends, one for each length, seeds as dots, and the unfrozen runs' early-stopping curves dashed,
+    without the networks that they began with."""
     points_of_all = [point for points in found.values() for point in points]
     taken = {m: name for m, name in MEASURES.items() if any(p.accuracy(m) is not None for p in points_of_all)}
     figure = Figure(figsize=(4.2 * len(taken) + 2, 4.4 * len(found)), layout="constrained")
@@ -28,6 +28,9 @@ def draw(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, path: Path) 
     labelled: dict[str, Artist] = {}
     for row, (image_set, points) in zip(rows, found.items(), strict=True):
         for panel, (measure, name) in zip(row, taken.items(), strict=True):
+            if all(point.accuracy(measure) is None for point in points):
+                panel.set_axis_off()
+                continue
             _draw_panel(panel, points, measure, unit_cost)
             panel.set_title(image_set.title, fontsize=10)
             panel.set_xlabel("cost in matmul FLOPs")
@@ -41,13 +44,17 @@ def draw(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, path: Path) 
 
 def _draw_panel(panel: Axes, points: Sequence[Point], measure: str, unit_cost: int) -> None:
     for number, policy in enumerate(POLICIES):
-        colour = colormaps["tab10"](number - 1) if number else "black"
-        ends = _by_cost([point for point in points if point.trial.policy == policy and point.is_last], measure)
+        colour = colormaps["tab20"](number - 1) if number else "black"
+        ends: dict[int, list[tuple[float, float]]] = defaultdict(list)
+        for point in points:
+            accuracy = point.accuracy(measure)
+            if point.trial.policy == policy and point.is_last and accuracy is not None:
+                ends[point.trial.steps].append((point.cost / unit_cost, 100 * accuracy))
         if ends:
-            costs = [cost / unit_cost for cost in ends]
-            panel.plot(costs, [mean(values) for values in ends.values()], "-o", color=colour, ms=5, label=policy)
-            for cost, values in zip(costs, ends.values(), strict=True):
-                panel.plot([cost] * len(values), values, "o", color=colour, ms=3, alpha=0.5)
+            middles = [tuple(map(mean, zip(*ends[steps], strict=True))) for steps in sorted(ends)]
+            panel.plot(*zip(*middles, strict=True), "-o", color=colour, ms=5, label=policy)
+            seeds = [end for of_length in ends.values() for end in of_length]
+            panel.plot(*zip(*seeds, strict=True), "o", color=colour, ms=3, alpha=0.5)
     curves = defaultdict(list)
     for point in points:
         if point.trial.has_curve and point.steps:

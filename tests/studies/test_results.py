@@ -11,7 +11,7 @@ from studies.image_sets import IMAGE_SETS
 from studies.page import BEGIN, END, put_tables, tables
 from studies.picture import draw
 from studies.results import Judged, read_judged, read_points, result_file, write_judged
-from studies.trials import BUDGETS, CONTRASTED, STOPS, Trial, main_contrast, shortened
+from studies.trials import BUDGETS, CONTRASTED, POLICIES, STOPS, Trial, main_contrast, shortened
 from trainer.errors import BadInput
 
 BUDGET = BUDGETS[0]
@@ -174,6 +174,22 @@ def test_the_picture_shows_each_policy_and_the_early_stops(points, tmp_path, mon
     assert costs[0] == pytest.approx(5 / 6, abs=2e-3)
     (stopped,) = [line for line in finetuned.lines if line.get_label() == "none, stopped early"]
     assert list(stopped.get_data()[0]) == pytest.approx([5 / 6, 1])
+
+
+def test_the_picture_has_a_colour_for_each_policy_and_no_empty_panel(points, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: drawn.append(figure))
+    bare = [replace(p, judged=replace(p.judged, finetune=None)) for p in points]
+    spread = [replace(p, cost=p.cost - p.trial.seed) if p.trial.policy == "plasticity" else p for p in points]
+    draw({FASHION: spread, TILES: bare}, unit(), tmp_path / "study.png")
+    *_, without = drawn[0].axes
+    assert [panel.axison for panel in drawn[0].axes] == [True] * 5 + [False]
+    assert not without.lines
+    lines = {line.get_label(): line for line in drawn[0].axes[0].lines if not line.get_label().startswith("_")}
+    assert len({line.get_color() for line in lines.values()}) == len(lines) == len(POLICIES) + 1
+    assert len(lines["plasticity"].get_xdata()) == 1  # one length: the mean of its seeds, whatever each cost
 
 
 def test_main_contrast_of_every_seed_is_in_the_figures(points):
