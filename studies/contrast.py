@@ -59,7 +59,7 @@ def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[
             str(len(one.by_seed)),
             f"{one.cost / unit_cost:.3f}",
             _ratio(one.values(_SECONDS), whole),
-            *(_percent(one.values(measure)) for measure in MEASURES),
+            *(percent(one.values(measure)) for measure in MEASURES),
         ]
         for one in sorted(once.values(), key=lambda one: (-one.cost, one.name))
         if one.by_seed
@@ -72,7 +72,7 @@ def main_sections(points: Sequence[Point], budget: int, unit_cost: int) -> list[
         rows,
     )
     differences = [
-        [f"{frozen.name} less {rival.name}", *(_difference(frozen, rival, measure) for measure in MEASURES)]
+        [f"{frozen.name} less {rival.name}", *(difference(frozen, rival, measure) for measure in MEASURES)]
         for policy, (frozen, *rivals) in ((policy, many) for policy, many in found.items() if many)
         if policy != "none"
         for rival in [*rivals, *found["none"]]
@@ -96,7 +96,7 @@ def others_section(points: Sequence[Point], budget: int, unit_cost: int) -> Sect
             stopped = _stopped_at(points, "stopped", budget, {p.trial.seed: p.cost for p in ended})
             row = [policy, str(len(one.by_seed)), f"{one.cost / unit_cost:.3f}"]
             for measure in MEASURES:
-                row += [_percent(one.values(measure)), _difference(one, stopped, measure)]
+                row += [percent(one.values(measure)), difference(one, stopped, measure)]
             rows.append(row)
     return Section(
         f"All policies, {budget} steps",
@@ -165,14 +165,16 @@ def _ratio(values: list[float], whole: list[float]) -> str:
     return f"{mean_and_spread(values)[0] / mean_and_spread(whole)[0]:.3f}" if values and whole else "–"
 
 
-def _percent(shares: list[float], sign: str = "") -> str:
+def percent(shares: list[float], sign: str = "") -> str:
+    """Mean and, of more than one, standard deviation."""
     if not shares:
         return "–"
     middle, spread = mean_and_spread([100 * share for share in shares])
     return f"{middle:{sign}.2f}" + ("" if spread is None else f" ± {spread:.2f}")
 
 
-def _difference(one: Contender, other: Contender, measure: str) -> str:
+def difference(one: Contender, other: Contender, measure: str) -> str:
+    """What `one` is above `other`, in points, seed by seed; of the seeds that both have."""
     seeds = sorted(one.seeds(measure) & other.seeds(measure))
     pairs = zip(one.values(measure, seeds), other.values(measure, seeds), strict=True)
-    return _percent([a - b for a, b in pairs], sign="+")
+    return percent([a - b for a, b in pairs], sign="+")

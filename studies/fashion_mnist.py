@@ -6,6 +6,7 @@ and unpacked, not installed. They are stored as JPEGs of quality 95, so that a r
 
 import gzip
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,15 +24,15 @@ _FILES = {"train": "train", "validation": "t10k"}
 _QUALITY = 95
 
 
-def make_shards(output: Path, limit: int | None = None) -> Path:
+def make_shards(output: Path, limit: int | None = None, classes: Sequence[int] = range(len(CLASSES))) -> Path:
     """Shards of both splits in the folder `output`, which stays as it is if it is there; of each split no more than
-    `limit` images.
+    `limit` images, and of those the ones of these classes.
 
     Raises `BadInput` where the package cannot be fetched."""
     if is_made(output):
         return output
     images = output.with_name(f"{output.name}_images")
-    _write_images(_unpacked_package(), images, limit)
+    _write_images(_unpacked_package(), images, limit, classes)
     return convert(images, output)
 
 
@@ -62,13 +63,14 @@ def _unpacked_package() -> Path:
     return root / _FOLDER
 
 
-def _write_images(package: Path, output: Path, limit: int | None) -> None:
+def _write_images(package: Path, output: Path, limit: int | None, classes: Sequence[int]) -> None:
     shutil.rmtree(output, ignore_errors=True)
     for split, name in _FILES.items():
         pixels = read_idx(package / f"{name}-images-idx3-ubyte.gz")[:limit]
         labels = read_idx(package / f"{name}-labels-idx1-ubyte.gz")[:limit]
-        for number, class_name in enumerate(CLASSES):
-            (output / split / f"{number}_{class_name}").mkdir(parents=True)
+        folders = {label: output / split / f"{label}_{CLASSES[label]}" for label in classes}
+        for folder in folders.values():
+            folder.mkdir(parents=True)
         for number, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-            folder = output / split / f"{label}_{CLASSES[label]}"
-            Image.fromarray(image).save(folder / f"{number:05d}.jpg", quality=_QUALITY)
+            if label in folders:
+                Image.fromarray(image).save(folders[label] / f"{number:05d}.jpg", quality=_QUALITY)

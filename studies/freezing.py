@@ -8,53 +8,36 @@ that mean nothing.
 """
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from benchmarks.pages import at_least_one
-from launch.command import ArgumentParser, run_command
+from launch.command import run_command
+from studies.command import QUICK_IMAGES, parse_arguments
 from studies.cost import unit
 from studies.finetuning import finetune_missing
 from studies.image_sets import IMAGE_SETS, ImageSet
 from studies.judging import judge_missing
-from studies.page import put_tables, tables
+from studies.page import command_line, put_tables, tables
 from studies.picture import draw
 from studies.pretraining import pretrainings
 from studies.results import Point, read_points
-from studies.runner import REPOSITORY, run_missing
+from studies.runner import run_missing
 from trainer.errors import BadInput
 
-QUICK_IMAGES = 320
-WORK = REPOSITORY / "runs/studies"
-
-
-def parse_arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model on few images")
-    parser.add_argument("--seeds", type=at_least_one, default=3, help="of the main contrast (default: 3)")
-    parser.add_argument("--at-once", type=at_least_one, default=2, help="runs side by side, a thread each (default: 2)")
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of shards, runs and results (runs/studies)")
-    parser.add_argument("--skip-training", action="store_true", help="judge and write what is there already")
-    parser.add_argument("--output", type=Path, help="folder of study.md and study.png (docs; quick: beside the runs)")
-    return parser.parse_args(words)
+MODULE = "studies.freezing"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    arguments = parse_arguments(words)
-    quick = arguments.quick
-    output = arguments.output or (arguments.work if quick else REPOSITORY / "docs")
-    if arguments.output and not output.is_dir():
-        raise BadInput(f"--output {output}: there is no such folder; make it")
+    arguments = parse_arguments(__doc__, words)
+    quick, output = arguments.quick, arguments.output
     found = {image_set: _points(image_set, arguments) for image_set in IMAGE_SETS}
     found = {image_set: points for image_set, points in found.items() if points}
     if not found:
         raise BadInput(f"{arguments.work} holds no run that has ended: leave out --skip-training")
     cost = unit(quick=quick)
-    command = shlex.join(["python", "-m", "studies.freezing", *(sys.argv[1:] if words is None else words)])
     draw(found, cost, output / "study.png")
-    put_tables(output / "study.md", tables(found, cost, command, quick=quick))
+    command = command_line(MODULE, sys.argv[1:] if words is None else words)
+    put_tables(output / "study.md", tables(found, cost, command, quick=quick), MODULE)
     print(f"tables in {output / 'study.md'}, picture in {output / 'study.png'}")
     return 0
 

@@ -18,17 +18,20 @@ TILE = 40
 COLUMNS, ROWS = 12, 9
 _HELD_OUT_EVERY = 4
 _QUALITY = 95
+ALL, EVEN, ODD = slice(None), slice(0, None, 2), slice(1, None, 2)
+"""Of the photographs: all, and two halves."""
 
 
-def make_shards(output: Path, limit: int | None = None) -> Path:
-    """Shards of both splits in the folder `output`, which stays as it is if it is there; of each split no more than
-    `limit` tiles, but one of each photograph."""
+def make_shards(output: Path, limit: int | None = None, chosen: slice = ALL) -> Path:
+    """Shards of both splits in the folder `output`, which stays as it is if it is there; of the `chosen` photographs,
+    and of each split no more than `limit` tiles, but one of each photograph."""
     if is_made(output):
         return output
     try:
         photographs = debian_photographs(user_cache("photographs"))
     except FetchError:  # as `data_tools photographs` does
         photographs = packaged_photographs()
+    photographs = photographs[chosen]
     images = output.with_name(f"{output.name}_images")
     shutil.rmtree(images, ignore_errors=True)
     most = None if limit is None else max(1, limit // len(photographs))

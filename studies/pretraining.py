@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from studies.continuations import Continuation
 from studies.runner import Job
 from studies.trials import GLOBAL_BATCH, Trial
 from trainer.checkpoint.manifest import directory_name
@@ -23,7 +24,7 @@ def pretrainings(trials: Sequence[Trial], shards: Path, folder: Path) -> list[Jo
     ]
 
 
-def checkpoint(folder: Path, trial: Trial, step: int) -> Path:
+def checkpoint(folder: Path, trial: Trial | Continuation, step: int) -> Path:
     return folder / trial.name / "checkpoints" / directory_name(step)
 
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
+from studies.continuations import Continuation
 from studies.cost import flops, freezes_of
 from studies.trials import Trial
 from trainer.files import write_text
@@ -43,18 +44,18 @@ class Point:
         return value
 
 
-def result_file(folder: Path, trial: Trial) -> Path:
+def result_file(folder: Path, trial: Trial | Continuation) -> Path:
     return folder / f"{trial.name}.json"
 
 
-def read_judged(folder: Path, trial: Trial) -> dict[int, Judged]:
+def read_judged(folder: Path, trial: Trial | Continuation) -> dict[int, Judged]:
     """By step, of those checkpoints that were judged."""
     path = result_file(folder, trial)
     judged = json.loads(path.read_text())["judged"] if path.is_file() else {}
     return {int(step): Judged(**values) for step, values in judged.items()}
 
 
-def write_judged(folder: Path, trial: Trial, judged: dict[int, Judged]) -> None:
+def write_judged(folder: Path, trial: Trial | Continuation, judged: dict[int, Judged]) -> None:
     content = asdict(trial) | {"judged": {step: asdict(judged[step]) for step in sorted(judged)}}
     write_text(result_file(folder, trial), json.dumps(content, indent=1) + "\n")
 
