@@ -24,31 +24,34 @@ LAST_STAGES = [0.0, 0.0, 1.0, 1.0]
 
 @dataclass(frozen=True)
 class Way:
-    """How a run goes on."""
+    """How a run goes on. `is_new`: it does not, but begins with random weights."""
 
     frozen_units: int = 0
     lr: float = 2e-3
     model: Mapping[str, Any] | None = None
+    is_new: bool = False
     budgets: tuple[int, ...] = BUDGETS
 
 
 WAYS = {
     "unfrozen": Way(),
     "unfrozen, half the rate": Way(lr=1e-3),
+    "unfrozen, from scratch": Way(is_new=True),
     "5 units frozen": Way(frozen_units=5),
     "8 units frozen": Way(frozen_units=8, budgets=BUDGETS[:2]),
     "unfrozen, last two stages": Way(model={"stage_weights": LAST_STAGES}, budgets=BUDGETS[1:2]),
 }
 """Name in tables and pictures → way. With 5 units the patch embedding and blocks 1 to 4 are frozen, of 12."""
 
-RIVALS = ("unfrozen", "unfrozen, half the rate")
+RIVALS = ("unfrozen", "unfrozen, half the rate", "unfrozen, from scratch")
 """What the frozen ones are compared with."""
 
 
 @dataclass(frozen=True)
 class Continuation:
-    """A run that begins with the weights of `trained(seed)` and costs as much as `budget` steps of one that trains all
-    units. Its own schedule, warm-up to the end of the cosine, is as long as it is."""
+    """A run that begins with the weights of `trained(seed)`, unless its way says otherwise, and costs as much as
+    `budget` steps of one that trains all units. Its own schedule, from warm-up to the end of the cosine, is as long as
+    it is."""
 
     way: str
     budget: int

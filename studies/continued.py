@@ -14,7 +14,7 @@ from pathlib import Path
 
 from launch.command import run_command
 from studies.command import QUICK_IMAGES, parse_arguments
-from studies.continuations import Continuation, continuations, trained
+from studies.continuations import WAYS, Continuation, continuations, trained
 from studies.continued_picture import draw
 from studies.continued_results import Found, read_found, sections
 from studies.continued_sets import CONTINUED_SETS, ContinuedSet
@@ -78,10 +78,9 @@ def jobs(runs: Sequence[Continuation], new: Path, folder: Path) -> list[Job]:
     """A job for each run, in the same order; its run is in `folder` and has its name."""
     steps_per_epoch = ShardIndex.open(new).num_samples // GLOBAL_BATCH
     return [
-        Job("pretrain.py", run.recipe(steps_per_epoch), ("--data", new, "--init", _start(run, folder)),
-            folder / run.name)
+        Job("pretrain.py", run.recipe(steps_per_epoch), ("--data", new, *_start(run, folder)), folder / run.name)
         for run in runs
-    ]  # fmt: skip
+    ]
 
 
 def judge_missing(runs: Sequence[Trial | Continuation], new: Path, folder: Path) -> None:
@@ -96,9 +95,9 @@ def judge_missing(runs: Sequence[Trial | Continuation], new: Path, folder: Path)
             print(f"{run.name}: {accuracy}", flush=True)
 
 
-def _start(run: Continuation, folder: Path) -> Path:
+def _start(run: Continuation, folder: Path) -> tuple[str | Path, ...]:
     base = trained(run.seed, quick=run.quick)
-    return checkpoint(folder, base, base.steps)
+    return () if WAYS[run.way].is_new else ("--init", checkpoint(folder, base, base.steps))
 
 
 if __name__ == "__main__":

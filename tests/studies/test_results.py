@@ -7,13 +7,15 @@ import pytest
 
 from studies.contrast import at_cost, main_sections, others_section
 from studies.cost import flops, unit
+from studies.freezing import MODULE
 from studies.image_sets import IMAGE_SETS
-from studies.page import BEGIN, END, put_tables, tables
+from studies.page import END, begin, put_tables, tables
 from studies.picture import draw
 from studies.results import Judged, read_judged, read_points, result_file, write_judged
 from studies.trials import BUDGETS, CONTRASTED, POLICIES, STOPS, Trial, main_contrast, shortened
 from trainer.errors import BadInput
 
+BEGIN = begin(MODULE)
 BUDGET = BUDGETS[0]
 FASHION, TILES = IMAGE_SETS
 SHORTER = shortened("cubic .8", BUDGET)
@@ -149,11 +151,11 @@ def test_the_page_has_a_part_for_each_set_of_images(points):
 def test_the_page_keeps_its_prose(tmp_path):
     page = tmp_path / "study.md"
     page.write_text(f"# Title\n\n{BEGIN}\nold\n{END}\n\nprose\n")
-    put_tables(page, "new tables\n")
+    put_tables(page, "new tables\n", MODULE)
     assert page.read_text() == f"# Title\n\n{BEGIN}\n\nnew tables\n\n{END}\n\nprose\n"
     page.write_text("# Title\n")
     with pytest.raises(BadInput, match="no place for the tables"):
-        put_tables(page, "new")
+        put_tables(page, "new", MODULE)
     assert page.read_text() == "# Title\n"
 
 
