@@ -28,6 +28,7 @@ bench: .venv/.test ## side-by-side tables, long, on a quiet machine; each is a c
 
 study: .venv/.test ## does freezing pay, at equal cost? Hours; goes on where it was
 	DS_ACCELERATOR=cpu .venv/bin/python -m studies.freezing
+	DS_ACCELERATOR=cpu .venv/bin/python -m studies.continued
 
 soak: .venv/.test ## an hour of kills, damage and changed layouts against uninterrupted runs
 	DS_ACCELERATOR=cpu .venv/bin/python -m tests.soak --minutes $(or $(MINUTES),60)
