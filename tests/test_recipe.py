@@ -6,6 +6,7 @@ import pytest
 
 from trainer.errors import BadInput
 from trainer.finetuning.recipe import FinetuneRecipe
+from trainer.model.config import EncoderConfig
 from trainer.recipe import Recipe, describe_recipe, differing_keys, dump_recipe, load_kind, load_recipe
 
 SHIPPED = Path(__file__).parents[1] / "launch" / "recipes"
@@ -21,6 +22,13 @@ def test_every_shipped_recipe_loads_and_survives_a_round_trip(path, tmp_path):
     for name in (path.stem, str(copy)):
         with pytest.raises(BadInput, match=r"section finetune, so it is a recipe for launch/(pretrain|finetune)\.py"):
             load_kind(other, name, ["finetune.layer_decay=0.5"], SHIPPED)
+
+
+@pytest.mark.parametrize("name", ["demo", "vit_small", "vit_base", "vit_large", "vit_huge"])
+def test_what_a_recipe_pre_trains_its_counterpart_fine_tunes(name):
+    counterpart = load_kind(FinetuneRecipe, f"finetune_{name.removeprefix('vit_')}", [], SHIPPED)
+    pretrained = load_recipe(name, [], SHIPPED).model
+    assert counterpart.model.model_dump() == pretrained.model_dump(include=set(EncoderConfig.model_fields))
 
 
 def test_overrides_win_over_the_file_and_take_yaml_values():

@@ -8,10 +8,13 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from tests.loop.going_on import ask_to_stop_after
 from tests.loop.small_training import small_plan, small_training
 from trainer.evaluation.online import OnlineKnn
-from trainer.loop import Training
+from trainer.loop import DONE, STOPPED, Training
 from trainer.ranks import Ranks
+from trainer.setup import choose_checkpoint
+from trainer.storages import Storages
 from trainer.tracking.throughput import Throughput
 
 STEPS = 24
@@ -25,9 +28,11 @@ def ds_config(stage: int, precision: str) -> dict[str, Any]:
     return {"zero_optimization": zero} | ({"bf16": {"enabled": True}} if precision == "bf16" else {})
 
 
-def train(shards: Path, output: Path, stage: int, precision: str, evaluated: bool) -> dict[str, Any]:
+def train(
+    shards: Path, output: Path, stage: int, precision: str, workers: int, evaluated: bool, until: int | None = None
+) -> dict[str, Any]:
     """What a training leaves in this process: its random numbers, its state by parameter, and facts about the
-    evaluations. Runs on a rank."""
+    evaluations. `until`: it is stopped when so many steps are done; with another call it goes on. Runs on a rank."""
     dist.barrier()  # the other rank may still write to an earlier run
     every = {
         "every_steps": EVERY, "path": str(shards / "train.json"), "k": [3, 10], "batch": 16, "workers": 1,
@@ -40,18 +45,19 @@ def train(shards: Path, output: Path, stage: int, precision: str, evaluated: boo
         train={"epochs": STEPS / EPOCH, "micro_batch": 2, "precision": precision}, optimizer={"warmup_epochs": 0.1},
         checkpoint={"every_steps": 0, "every_epochs": 0},
         tracking={"log_every": 1, "pictures": "never", "tensorboard": evaluated},
-        evaluation=every if evaluated else {},
+        evaluation=every if evaluated else {}, data={"workers": workers},
     )  # fmt: skip
-    with small_training(plan) as training:
+    with small_training(plan, choose_checkpoint(plan, "auto", Storages.shared())) as training:
         found = watch(training)
-        assert training.run() == 0
-        assert training.model.frozen_units >= 3
+        if until is not None:
+            ask_to_stop_after(training, until)
+        assert training.run() == (DONE if until is None else STOPPED)
         state = {
             (kind, fragment.name): tensor.numpy().copy()
             for fragment in training.engine.fragments(owned_only=True)
             for kind, tensor in {"master": fragment.master, **fragment.moments}.items()
         }
-        weights = {name: weight.float().numpy() for name, weight in training.engine.whole_weights(("",))}
+        weights = {name: weight.float().numpy() for name, weight in training.engine.whole_weights(training.shapes)}
     randoms = (torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist())  # noqa: NPY002
     dist.barrier()
     return {"state": state, "weights": weights, "randoms": randoms, "found": found}

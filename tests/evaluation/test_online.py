@@ -36,6 +36,9 @@ TIMINGS = {
     "stragglers",
 }
 
+STOP = 2 * EVERY + 2
+"""After the first freeze."""
+
 
 def without_timings(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [
@@ -68,26 +71,36 @@ def evaluate_checkpoint(run: Path, shards: Path) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize(
-    ("stage", "precision"),
+    ("stage", "precision", "workers", "stop"),
     [
-        pytest.param(0, "fp32", marks=pytest.mark.slow),
-        (2, "fp32"),
-        pytest.param(3, "fp32", marks=pytest.mark.exhaustive),
-        pytest.param(3, "bf16", marks=pytest.mark.exhaustive),
+        pytest.param(0, "fp32", 1, None, marks=pytest.mark.slow),
+        (2, "fp32", 0, None),
+        pytest.param(2, "fp32", 0, STOP, marks=pytest.mark.slow),
+        pytest.param(3, "fp32", 0, None, marks=pytest.mark.exhaustive),
+        pytest.param(3, "bf16", 0, None, marks=pytest.mark.slow),
+        pytest.param(3, "bf16", 1, STOP, marks=pytest.mark.exhaustive),
     ],
 )
 def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(
-    two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int, precision: str
+    two_ranks: RankPool, shards: Path, tmp_path: Path, stage: int, precision: str, workers: int, stop: int | None
 ) -> None:
-    plain = two_ranks.run(train, shards, tmp_path / "plain", stage, precision, False, timeout=600)
-    evaluated = two_ranks.run(train, shards, tmp_path / "evaluated", stage, precision, True, timeout=600)
-    for without, with_them in zip(plain, evaluated, strict=True):
-        assert without["state"].keys() == with_them["state"].keys()
+    """With `stop` the evaluated one is stopped between two evaluations and goes on; the other one never is."""
+    settings = (stage, precision, workers)
+    plain = two_ranks.run(train, shards, tmp_path / "plain", *settings, False, timeout=600)
+    before: list[list[dict[str, Any]]] = [[], []]
+    if stop is not None:
+        stopped = two_ranks.run(train, shards, tmp_path / "evaluated", *settings, True, stop, timeout=600)
+        before = [each["found"] for each in stopped]
+        assert [each["step"] for each in before[0]] == [EVERY, 2 * EVERY]
+    evaluated = two_ranks.run(train, shards, tmp_path / "evaluated", *settings, True, timeout=600)
+    for without, with_them, earlier in zip(plain, evaluated, before, strict=True):
+        assert without["weights"]
         for kind in ("state", "weights"):
+            assert without[kind].keys() == with_them[kind].keys()
             for key, values in without[kind].items():
                 np.testing.assert_array_equal(with_them[kind][key], values, err_msg=str(key))
         assert without["randoms"] == with_them["randoms"]
-        found = with_them["found"]
+        found = earlier + with_them["found"]
         assert [each["step"] for each in found] == list(range(EVERY, STEPS + 1, EVERY))
         assert found[0]["frozen_units"] == 0
         assert found[-1]["frozen_units"] >= 3
@@ -96,7 +109,7 @@ def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(
     ours, theirs = read_metrics(tmp_path / "evaluated"), read_metrics(tmp_path / "plain")
     assert without_timings(ours) == without_timings(theirs)
     events = [event for event in ours if event["event"] == "evaluation"]
-    assert [event["step"] for event in events] == [each["step"] for each in evaluated[0]["found"]]
+    assert [event["step"] for event in events] == list(range(EVERY, STEPS + 1, EVERY))
     assert evaluated[0]["found"][-1]["result"]["results"] == evaluated[1]["found"][-1]["result"]["results"]
     assert len({row["top1"] for event in events for row in event["results"]}) > 2, "the figures follow the weights"
     board = EventAccumulator(str(tmp_path / "evaluated" / "tensorboard")).Reload()

@@ -8,9 +8,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from trainer.checkpoint.find import newest_whole
-from trainer.checkpoint.manifest import list_checkpoints, verify
-from trainer.checkpoint.reader import Checkpoint
+from tests.loop.going_on import ask_to_stop_after
 from trainer.finetuning.plan import FinetunePlan, plan_finetune
 from trainer.finetuning.recipe import FinetuneRecipe
 from trainer.finetuning.training import Finetuning
@@ -24,7 +22,6 @@ from trainer.watchdog import Watchdog
 
 ENCODER: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 PRETRAINED = ModelConfig(**ENCODER, stages=[0, 1], scales=[2.0, 1.0], decoder_dim=16, decoder_heads=2)
-KINDS = ("master", "exp_avg", "exp_avg_sq", "average")
 
 SMALL: dict[str, dict[str, Any]] = {
     "model": ENCODER,
@@ -73,7 +70,7 @@ def run_small(data: Path, init: Path, output: Path, until: int | None = None, **
     checkpoint = choose_checkpoint(plan, "auto", storages)
     training = Finetuning(plan, torch.device("cpu"), storages, checkpoint, watchdog, StopSignals())
     if until is not None:
-        _stop_after(training, until)
+        ask_to_stop_after(training, until)
     try:
         return training.run()
     finally:
@@ -81,25 +78,3 @@ def run_small(data: Path, init: Path, output: Path, until: int | None = None, **
         training.logbook.close()  # and not `training.close`, which would end the pool's process group
         for number, handler in handlers.items():
             signal.signal(number, handler)
-
-
-def _stop_after(training: Finetuning, step: int) -> None:
-    go_on = training._after_step
-
-    def ask() -> None:
-        go_on()
-        if training.step == step - 1:  # the ranks agree one step later
-            training._ask_to_stop("the test")
-
-    training._after_step = ask  # type: ignore[method-assign]
-
-
-def state(output: Path) -> dict[str, torch.Tensor]:
-    """Every fp32 weight, moment and average in the newest checkpoint."""
-    checkpoint = Checkpoint(newest_whole(list_checkpoints(output / "checkpoints"), print, verify))
-    return {
-        f"{kind} {name}": checkpoint.read(kind, name, 0, checkpoint.numel(name))
-        for name in checkpoint.manifest.shapes
-        for kind in KINDS
-        if (kind, name) in checkpoint._parts
-    }

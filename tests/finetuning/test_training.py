@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from tests.distributed import RankPool
-from tests.finetuning.small import KINDS, OFF, run_small, small_plan, state
+from tests.finetuning.small import OFF, run_small, small_plan
+from tests.loop.going_on import KINDS, state
 from trainer.data.evaluation import centre_view
 from trainer.data.loader import LaneLoader
 from trainer.data.reader import parse_sample, read_samples

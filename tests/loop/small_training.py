@@ -30,8 +30,8 @@ def small_plan(
     output.mkdir(parents=True, exist_ok=True)
     given = output / ("given.json" if ranks.rank == 0 else f"given_{ranks.rank}.json")
     given.write_text(json.dumps(ds_config))
-    data = {"workers": 0, "window": 4, "lanes": 4, "path": str(shards)}
-    tree = yaml.safe_load(small_recipe(data=data, **changes))
+    data = {"workers": 0, "window": 4, "lanes": 4, "path": str(shards)} | changes.get("data", {})
+    tree = yaml.safe_load(small_recipe(**changes | {"data": data}))
     return plan_run(parse_recipe(tree, "test"), given, output, ranks)
 
 
