@@ -22,10 +22,13 @@ from trainer.recipe import parse_kind
 from trainer.setup import choose_checkpoint
 from trainer.stopping import SIGNALS, StopSignals
 from trainer.storages import Storages
+from trainer.tracking.metrics import read_metrics
 from trainer.watchdog import Watchdog
 
 ENCODER: dict[str, Any] = {"image_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2}
 PRETRAINED = ModelConfig(**ENCODER, stages=[0, 1], scales=[2.0, 1.0], decoder_dim=16, decoder_heads=2)
+EPOCH = 6
+"""Steps: 97 images in batches of 16."""
 KINDS = ("master", "exp_avg", "exp_avg_sq", "average")
 
 SMALL: dict[str, dict[str, Any]] = {
@@ -99,6 +102,11 @@ def run_small(data: Path, init: Path, output: Path, until: int | None = None, **
         return training.run()
 
 
+def start(data: Path, init: Path, output: Path, until: int | None, settings: dict[str, Any]) -> int:
+    """`run_small` as a pool takes it."""
+    return run_small(data, init, output, until, **settings)
+
+
 def _stop_after(training: Finetuning, step: int) -> None:
     go_on = training._after_step
 
@@ -119,3 +127,8 @@ def state(output: Path) -> dict[str, torch.Tensor]:
         for kind in KINDS
         if (kind, name) in checkpoint._parts
     }
+
+
+def by_step(output: Path, event: str, *fields: str) -> dict[int, list[Any]]:
+    """Fields of the events of a kind, by step."""
+    return {e["step"]: [e[field] for field in fields] for e in read_metrics(output) if e["event"] == event}
