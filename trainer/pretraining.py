@@ -90,7 +90,7 @@ class Pretraining(Training):
 
     def _engine_ready(self, checkpoint: Checkpoint | None) -> None:
         if self._initial:
-            self._initial.copy_masters(self.engine)
+            self.engine.set_masters(self._initial.weights)
             self._initial = None  # as large as the model
         dtype = PRECISIONS[self.plan.ds.precision]
         self.controller = make_controller(self.plan, self.engine, self.archive, self.device, dtype)

@@ -46,6 +46,12 @@ def test_the_key_decides_the_view() -> None:
     assert any(not torch.equal(v, PHOTOGRAPH) for v in views)
 
 
+def test_the_highest_magnitude_leaves_something_to_see() -> None:
+    """Of eight bits timm's posterize would keep none."""
+    view = AfterCrop(AugmentationConfig(rand_augment="rand-m10-inc1", random_erasing=0), 48)
+    assert all(view(PHOTOGRAPH.clone(), key).any() for key in range(100))
+
+
 def test_erasing_fills_one_rectangle_with_noise_in_a_quarter_of_the_images() -> None:
     erased = []
     for key in range(400):

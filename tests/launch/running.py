@@ -41,10 +41,11 @@ def launcher_environment() -> dict[str, str]:
 class Run:
     """A run directory, and the processes that work on it. All of them are dead when the context ends."""
 
-    def __init__(self, directory: Path, shards: Path):
-        self.directory, self._shards = directory, shards
+    def __init__(self, directory: Path, shards: Path, *, program: str = PROGRAM, recipe: str | None = None):
+        """program, recipe (as YAML): other than those of the small pre-training."""
+        self.directory, self._shards, self._program = directory, shards, program
         self._recipe = directory.with_name(directory.name + ".yaml")
-        self._recipe.write_text(small_recipe())
+        self._recipe.write_text(recipe or small_recipe())
         self.output = directory.with_name(directory.name + ".log")
         self._process: subprocess.Popen | None = None
         self._family: list[psutil.Process] = []
@@ -73,7 +74,7 @@ class Run:
     def program(self, *overrides: str, ds_config: str | Path, fault: str | None = None) -> list[str]:
         """The program and its arguments, as a launcher takes them."""
         arguments = ["--ds_config", ds_config, "--recipe", self._recipe, "--data", self._shards]
-        program = FAULTY_PROGRAM if fault else PROGRAM
+        program = FAULTY_PROGRAM if fault else self._program
         return [program, *map(str, arguments), "--output", str(self.directory), *overrides]
 
     def wait_for_step(self, step: int, event: str = "step") -> None:

@@ -61,6 +61,16 @@ def unmasked_features(model: LocalMIM, pixels: Tensor) -> Tensor:
     return model.stages[-1].norm(tokens)
 
 
+def expected_encoder(model: LocalMIM) -> dict[str, Tensor]:
+    """What every source of this model gives, under timm's names; written apart from the importer."""
+    encoder = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("stages.")}
+    return encoder | {
+        "pos_embed": model.pos_embed,
+        "norm.weight": model.stages[-1].norm.weight.detach(),
+        "norm.bias": model.stages[-1].norm.bias.detach(),
+    }
+
+
 def mae_names(model: LocalMIM) -> dict[str, Tensor]:
     """The encoder as MAE names it, beside parts that have the names of MAE's decoder."""
     weights = dict(model.state_dict())

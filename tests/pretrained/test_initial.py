@@ -110,7 +110,7 @@ def masters_after_start(path: Path, stage: int) -> dict[str, tuple[int, np.ndarr
     model = LocalMIM(MODEL)
     initial.copy_into(model)
     engine = FreezingEngine(model, resolved, OptimizerConfig())
-    initial.copy_masters(engine)
+    engine.set_masters(initial.weights)
     return {f.name: (f.start, f.master.numpy().copy()) for f in engine.fragments(owned_only=True)}
 
 

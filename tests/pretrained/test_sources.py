@@ -9,21 +9,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tests.model.golden import GoldenCase
-from tests.pretrained.models import MODEL, mae_names, write_run
+from tests.pretrained.models import MODEL, expected_encoder, mae_names, write_run
 from trainer.model.localmim import LocalMIM
 from trainer.pretrained import build_vit, load_into, load_pretrained
 from trainer.pretrained.export import write_full, write_timm
 from trainer.pretrained.huggingface import write_huggingface
-
-
-def expected_encoder(model: LocalMIM) -> dict[str, Tensor]:
-    """Written apart from the importer."""
-    encoder = {name: p.detach() for name, p in model.named_parameters() if not name.startswith("stages.")}
-    return encoder | {
-        "pos_embed": model.pos_embed,
-        "norm.weight": model.stages[-1].norm.weight.detach(),
-        "norm.bias": model.stages[-1].norm.bias.detach(),
-    }
 
 
 def assert_same(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:

@@ -1,6 +1,6 @@
 """An engine that keeps a moving average of the weights, cut up as the optimizer's state is."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 import torch
@@ -33,6 +33,13 @@ class AveragingEngine(FreezingEngine):
             start, average = self._averages[fragment.name]
             view = average.narrow(0, fragment.start - start, fragment.length)
             yield replace(fragment, moments=fragment.moments | {AVERAGE: view})
+
+    @torch.no_grad()
+    def set_masters(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """As the engine's; the average begins anew, as these weights."""
+        super().set_masters(weights)
+        for fragment in super().fragments(owned_only=False):
+            self._averages[fragment.name][1].copy_(fragment.master)
 
     def _update(self) -> None:
         skipped = self.skipped_steps

@@ -19,7 +19,7 @@ parameter groups, which is exact: training goes on as plain AdamW that dropped t
 """
 
 import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -204,6 +204,16 @@ class FreezingEngine:
         Saving takes `owned_only=True`. Loading writes into `owned_only=False`, after `load_resume_state`, and into an
         engine whose model held the same fp32 weights when it was built, so that the cast weights match already."""
         return local_fragments(self._engine, self._groups, owned_only=owned_only)
+
+    @torch.no_grad()
+    def set_masters(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Write these fp32 weights, whole and by parameter name, into the masters; names of no trainable parameter are
+        passed over. For the weights that the model held before the engine rounded it: it made its masters of what the
+        rounding left."""
+        for fragment in self.fragments(owned_only=False):
+            if fragment.name in weights:
+                weight = weights[fragment.name].reshape(-1)
+                fragment.master.copy_(weight[fragment.start : fragment.start + fragment.length])
 
     def whole_weights(self, names: Collection[str]) -> Iterator[tuple[str, torch.Tensor]]:
         """Name and a copy of each of these parameters, frozen ones too, as the forward uses it: on the device, in its

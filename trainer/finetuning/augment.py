@@ -9,11 +9,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.auto_augment import RandAugment, rand_augment_transform
+from timm.data.auto_augment import RandAugment, posterize, rand_augment_transform
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.data.random_erasing import RandomErasing
 
@@ -65,11 +66,21 @@ class AfterCrop:
             "img_mean": tuple(round(255 * mean) for mean in IMAGENET_DEFAULT_MEAN),
             "interpolation": Image.Resampling.BICUBIC,
         }
-        return rand_augment_transform(self.config.rand_augment, settings)
+        augment = rand_augment_transform(self.config.rand_augment, settings)
+        for op in augment.ops:
+            if op.aug_fn is posterize:
+                op.aug_fn = _posterize
+        return augment
 
     @cached_property
     def _erasing(self) -> RandomErasing:
         return RandomErasing(self.config.random_erasing, mode="pixel", max_count=1, device="cpu")
+
+
+def _posterize(image: Image.Image, bits: int, **settings: Any) -> Image.Image:
+    """At the highest magnitude timm keeps no bit at all, which Pillow refuses today and made a black image of before:
+    one is left."""
+    return posterize(image, max(1, bits), **settings)
 
 
 def erase(view: torch.Tensor, erasing: RandomErasing) -> torch.Tensor:

@@ -34,7 +34,7 @@ from trainer.loop import PRECISIONS, Training, run_training
 from trainer.model.config import ModelConfig
 from trainer.model.flops import classifier_flops
 from trainer.pretrained import Pretrained, load_pretrained
-from trainer.pretrained.initial import Origin
+from trainer.pretrained.initial import Origin, require_same_weights
 from trainer.ranks import on_every_rank
 from trainer.stopping import StopSignals
 from trainer.storages import Storages
@@ -92,13 +92,13 @@ class Finetuning(Training):
             return pretrained
 
         self._pretrained = on_every_rank(read)
+        require_same_weights(self.plan.init, self._pretrained.encoder, self._pretrained.source)
 
     def _new_model(self) -> Classifier:
         model = self.plan.new_model()
         if self._pretrained:
             model.load_encoder(self._pretrained)
             self.origin = EncoderOrigin(self._pretrained.source, "a classifier has none")
-            self._pretrained = None  # as large as the model
         return model
 
     def _new_engine(self, resolved: ResolvedDsConfig) -> FreezingEngine:
@@ -106,6 +106,11 @@ class Finetuning(Training):
         if decay is None:
             return super()._new_engine(resolved)
         return AveragingEngine(self.model, resolved, self.plan.recipe.optimizer, decay)
+
+    def _engine_ready(self, checkpoint: Checkpoint | None) -> None:
+        if self._pretrained:
+            self.engine.set_masters(self._pretrained.encoder)
+            self._pretrained = None  # as large as the model
 
     def _learning_rates(self, step: int) -> list[float | None]:
         return self.plan.schedule.learning_rates(step)

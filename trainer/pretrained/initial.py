@@ -4,10 +4,10 @@ A start, no resumption: step, schedule, moments and the order of the data begin 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,9 +20,6 @@ from trainer.pretrained.load import load_pretrained
 from trainer.pretrained.localmim_names import require_fixed_positions
 from trainer.pretrained.weights import ENCODER_PARTS, Pretrained, last_norm
 from trainer.ranks import on_every_rank
-
-if TYPE_CHECKING:  # whoever only looks at weights does not wait for DeepSpeed's import
-    from trainer.engine.engine import FreezingEngine
 
 _OF_NO_WEIGHT = {"mask_ratio", "norm_eps", "stage_weights", "stage_weights_end"}
 """Keys of the model that may differ: its weights have the same meaning without them."""
@@ -59,28 +56,26 @@ class InitialWeights:
         for name, weight in self.weights.items():
             model.get_parameter(name).copy_(weight)
 
-    @torch.no_grad()
-    def copy_masters(self, engine: "FreezingEngine") -> None:
-        """After an engine was built over that model: it made its fp32 masters of weights that it had rounded."""
-        for fragment in engine.fragments(owned_only=False):
-            if fragment.name in self.weights:
-                weight = self.weights[fragment.name].reshape(-1)
-                fragment.master.copy_(weight[fragment.start : fragment.start + fragment.length])
-
 
 def read_together(path: Path, config: ModelConfig, say: Callable[[str], None]) -> InitialWeights:
     """Every rank reads `path`. Collective; raises `BadInput` on all ranks if any of them cannot use it, or if they have
     not read the same."""
     initial = on_every_rank(lambda: _read(path, config, say))
+    require_same_weights(path, initial.weights, initial.origin.source)
+    return initial
+
+
+def require_same_weights(path: Path, weights: Mapping[str, torch.Tensor], source: str) -> None:
+    """Every rank makes its own masters of what it has read. Collective; raises `BadInput` on all ranks if they have not
+    read the same weights from `path`."""
     read: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(read, (_digest(initial.weights), initial.origin.source))
-    for rank, (digest, source) in enumerate(read):
+    dist.all_gather_object(read, (_digest(weights), source))
+    for rank, (digest, other) in enumerate(read):
         if digest != read[0][0]:
             raise BadInput(
-                f"--init {path}: rank {rank} read other weights ({source}) than rank 0 ({read[0][1]}): give a file or "
+                f"--init {path}: rank {rank} read other weights ({other}) than rank 0 ({read[0][1]}): give a file or "
                 "a step_… directory that is the same on all machines and that nobody writes to"
             )
-    return initial
 
 
 def _read(path: Path, config: ModelConfig, say: Callable[[str], None]) -> InitialWeights:
@@ -142,7 +137,7 @@ def _decoder_keys(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _digest(weights: dict[str, torch.Tensor]) -> str:
+def _digest(weights: Mapping[str, torch.Tensor]) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
