@@ -52,7 +52,7 @@ def _add_linear(parser: argparse.ArgumentParser) -> None:
         "--norm", nargs="+", choices=["batch", "none"], default=["batch", "none"],
         help="BatchNorm without affine parameters before the classifier, or nothing; default: both",
     )  # fmt: skip
-    parser.add_argument("--classes", type=_positive, help="how many, where the index of the shards does not name them")
+    parser.add_argument("--classes", type=_positive, help="how many, where the index of the training shards names none")
     parser.add_argument("--seed", type=int, default=0, help="of the classifiers, the order and the crops")
 
 

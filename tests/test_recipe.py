@@ -52,6 +52,20 @@ def test_durations_are_read_as_people_and_schedulers_write_them(text, seconds, t
     assert load_recipe(str(tmp_path / "copy.yaml"), [], SHIPPED) == recipe
 
 
+@pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe])
+def test_no_key_shows_the_secrets_of_a_url(kind):
+    """Of all that hold a text, those that are added one day included; the program itself sees the whole URL."""
+    url, texts = "https://me:password@host/folder?token=1", 0
+    for info in kind.model_fields.values():
+        for key, field in info.annotation.model_fields.items():
+            if field.annotation == str | None:
+                section = info.annotation.model_construct(**{key: url})
+                assert section.model_dump(mode="json")[key] == "https://host/folder?…"
+                assert section.model_dump()[key] == url
+                texts += 1
+    assert texts >= 3
+
+
 def test_the_learning_rate_follows_the_linear_scaling_rule_unless_given():
     assert load_recipe("vit_base", [], SHIPPED).learning_rate == pytest.approx(2e-4 * 2048 / 256)
     assert load_recipe("vit_base", ["optimizer.lr=0.5"], SHIPPED).learning_rate == 0.5

@@ -8,8 +8,6 @@ import ast
 import io
 import os
 import struct
-import subprocess
-import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,6 +23,7 @@ from data_tools.shard_scan import describe_shard
 from tests.data.http_store import serve
 from tests.distributed import REPOSITORY
 from tests.launch.bad_inputs import RECIPE
+from tests.marked_secrets import MARK, QUERY, require_no_secret, run_with_secrets, with_secrets
 from tests.photographs import jpeg_bytes, photographs
 from trainer.checkpoint.manifest import DamagedCheckpoint, FileRecord, Manifest, sha256, verify, write_manifest
 from trainer.checkpoint.reader import Checkpoint
@@ -328,42 +327,26 @@ def test_a_decompression_bomb_is_refused_by_what_it_claims(bomb: bytes) -> None:
 # Secrets
 
 
-MARK = b"0f1e2d3c"  # in every secret here, and nowhere else
-SECRETS = {"AWS_SECRET_ACCESS_KEY": "aws-0f1e2d3c", "HF_TOKEN": "hf_0f1e2d3c", "WANDB_API_KEY": "wandb-0f1e2d3c"}
-
-
-def run_with_secrets(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))}
-    environment |= SECRETS | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "launch/pretrain.py", *arguments]
-    return subprocess.run(command, env=environment, cwd=REPOSITORY, capture_output=True, text=True, timeout=240)
-
-
 def test_no_secret_of_environment_or_url_is_printed_or_saved(tmp_path: Path, shards: Path) -> None:
     (tmp_path / "small.yaml").write_text(RECIPE)
     (tmp_path / "config.json").write_text("{}")
     run = tmp_path / "run"
     with serve(shards) as store:
-        store.token = "X-Signature=sign-0f1e2d3c"
-        url = f"http://someone:pass-0f1e2d3c@127.0.0.1:{store.port}?{store.token}"
+        store.token, url = QUERY, with_secrets(f"127.0.0.1:{store.port}")
         done = run_with_secrets(
+            "pretrain",
             ["--recipe", str(tmp_path / "small.yaml"), "--ds_config", str(tmp_path / "config.json"),
              "--data", url, "--output", str(run), "tracking.tensorboard=true", f"data.path={url}"]
         )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    files = [path for path in run.rglob("*") if path.is_file()]
-    assert {"environment.json", "recipe.yaml", "metrics.jsonl", "manifest.json"} <= {path.name for path in files}
-    said = {"stdout": done.stdout.encode(), "stderr": done.stderr.encode()}
-    telling = said | {str(path): path.read_bytes() for path in files}
-    assert not [place for place, content in telling.items() if MARK in content]
+    require_no_secret(done, run)
 
 
 def test_a_password_in_a_url_is_not_shown_in_an_error(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(RECIPE)
     (tmp_path / "config.json").write_text("{}")
-    url = "http://someone:pass-0f1e2d3c@127.0.0.1:9/shards?X-Signature=sign-0f1e2d3c"
+    url = with_secrets("127.0.0.1:9/shards")
     sound = ["--recipe", str(tmp_path / "small.yaml"), "--ds_config", str(tmp_path / "config.json"), "--output", "x"]
     for wrong in (["--data", url, "data.retries=0"], [f"data.path={url}", "data.path=["], [f"data.lanes={url}"]):
-        done = run_with_secrets([*sound, *wrong])
+        done = run_with_secrets("pretrain", [*sound, *wrong])
         assert done.returncode == 2, done.stderr
         assert MARK not in (done.stdout + done.stderr).encode()

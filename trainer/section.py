@@ -1,6 +1,10 @@
 """Base class of every recipe section: typed, immutable, closed to unknown keys."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, SerializerFunctionWrapHandler, field_serializer
+
+from trainer.data.urls import redact
 
 
 def steps_between(every_steps: int, every_epochs: float, steps_per_epoch: int) -> int:
@@ -16,3 +20,10 @@ class Section(BaseModel):
     Each field carries its documentation in ``Field(description=…)``: that text is what `--help-recipe` prints."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_serializer("*", mode="wrap", when_used="json")
+    def _without_secrets(self, value: Any, serialize: SerializerFunctionWrapHandler) -> Any:
+        """What is printed and saved with the run and its checkpoints: whichever key a URL stands in, its password and
+        its query are cut out."""
+        shown = serialize(value)
+        return redact(shown) if isinstance(shown, str) else shown

@@ -197,6 +197,8 @@ def test_secrets_are_cut_out_of_any_text():
     text = "pipe:curl 'https://me:pw@host.org:8/a b' -o x s3://key:secret@bucket/k?X-Sig=1 and t@x.org, what?"
     assert redact(text) == "pipe:curl 'https://host.org:8/a b' -o x s3://bucket/k?… and t@x.org, what?"
     assert redact("/data/a#b?c@d") == "/data/a#b?c@d"
+    assert redact("https://me:p@ss@host/k?sig=a@b") == "https://host/k?…"
+    assert redact(f"{Path('https://me:pw@host/k?sig=1')}: no such file") == "https:/host/k?… no such file"
 
 
 def test_names_are_joined_to_urls():

@@ -5,11 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import torch.distributed as dist
 
 from tests.loop.going_on import ask_to_stop_after
 from tests.loop.small_training import small_plan, small_training
+from trainer.data.cache import open_storage
+from trainer.data.storage import Storage
 from trainer.evaluation.online import OnlineKnn
 from trainer.loop import DONE, STOPPED, Training
 from trainer.ranks import Ranks
@@ -65,7 +68,7 @@ def train(
 
 def watch(training: Training) -> list[dict[str, Any]]:
     """A record of each evaluation: at which step, with how many frozen units, whether the throughput left it out, and
-    whether it left every parameter as DeepSpeed had it."""
+    whether it left every parameter as DeepSpeed had it and closed what it opened."""
     found: list[dict[str, Any]] = []
     knn: OnlineKnn = training.knn
     throughput: Throughput = training.throughput
@@ -86,11 +89,19 @@ def watch(training: Training) -> list[dict[str, Any]]:
         return [(getattr(p, "ds_status", None), p.data_ptr(), p.shape, p.requires_grad, p.grad) for p in parameters]
 
     def watched(alive: Any) -> dict[str, Any]:
-        before, marks = places(), []
-        result = evaluate(lambda what: (marks.append(what), alive(what)))
+        before, marks, storages = places(), [], []
+
+        def open_and_keep(config: Any) -> Storage:
+            storages.append(open_storage(config))
+            return storages[-1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("trainer.evaluation.online.open_storage", open_and_keep)
+            result = evaluate(lambda what: (marks.append(what), alive(what)))
         found.append({
             "step": training.step, "frozen_units": training.model.frozen_units, "aside": inside[0] == 1,
             "untouched": places() == before, "marks": len(marks), "result": result,
+            "closed": [storage._closed.is_set() for storage in storages],
         })  # fmt: skip
         return result
 

@@ -151,6 +151,33 @@ def test_augmented_views_of_painted_classes_are_told_apart(painted: Path, two_ra
         assert best(found)["none"] > 0.95
 
 
+def augmented_weights(shards: Path) -> dict[tuple, np.ndarray]:
+    """Every classifier after six steps on photographs, the last of which begins an epoch, and BatchNorm's statistics.
+    Runs on a rank, or in this process."""
+    kept: list[Probe] = []
+    settings = replace(AUGMENTED, global_batch=30, epochs=1.2, warmup_epochs=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Probe, "accuracies", lambda probe, *_: kept.append(probe))
+        train, none = ShardIndex.open(shards, "train"), Features({}, torch.empty(0), torch.empty(0))
+        probe_augmented(small_encoder(), train, none, settings, num_classes=6, batch=8, workers=0)
+    (probe,) = kept
+    heads = {
+        (*inputs, rate): torch.cat([head.weight, head.bias[:, None]], dim=1).detach().numpy()
+        for inputs, by_rate in probe._heads.items()
+        for rate, head in zip(settings.rates, by_rate, strict=True)
+    }
+    return heads | {(pool,): torch.stack([norm.mean, norm.variance]).numpy() for pool, norm in probe._norms.items()}
+
+
+def test_augmented_views_train_the_same_classifiers_on_two_ranks(shards: Path, two_ranks: RankPool) -> None:
+    alone = augmented_weights(shards)
+    assert len(alone) == 2 * 2 * 2 + 2  # pools, norms, rates; and the pools' statistics
+    for found in two_ranks.run(augmented_weights, shards):
+        assert found.keys() == alone.keys()
+        for key, values in alone.items():
+            np.testing.assert_allclose(found[key], values, rtol=0, atol=1e-5 * np.abs(values).max(), err_msg=str(key))
+
+
 def test_what_does_not_go_together_is_refused(painted: Path) -> None:
     data = clusters(31, 0, labelled=True)
     with pytest.raises(BadInput, match="global batch of 32 is more than the 31 training samples"):

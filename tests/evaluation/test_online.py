@@ -105,6 +105,7 @@ def test_a_training_through_freezes_is_bit_exact_with_and_without_evaluations(
         assert found[0]["frozen_units"] == 0
         assert found[-1]["frozen_units"] >= 3
         assert all(each["aside"] and each["untouched"] and each["marks"] for each in found)
+        assert [each["closed"] for each in found] == [[True]] * len(found)
         assert without["found"] == []
     ours, theirs = read_metrics(tmp_path / "evaluated"), read_metrics(tmp_path / "plain")
     assert without_timings(ours) == without_timings(theirs)

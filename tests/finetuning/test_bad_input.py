@@ -20,6 +20,10 @@ from trainer.finetuning.plan import count_classes
 
 TABLE = {
     "no weights": ("no weights to start from: give --init", ["finetune.init="]),
+    "weights behind a URL": (
+        r"finetune.init: https://host/x\.pth\?… is a URL, and weights are read from paths alone: download them",
+        ["--init", "https://me:password@host/x.pth?token=1"],
+    ),
     "pre-training's recipe": (
         "has no section finetune, so it is a recipe for launch/pretrain",
         ["--recipe", "vit_base"],

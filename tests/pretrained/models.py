@@ -7,7 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.checkpoint.tensors import write_by_hand
-from trainer.model.config import ModelConfig
+from trainer.finetuning.classifier import Classifier
+from trainer.finetuning.recipe import FinetuneRecipe
+from trainer.model.config import EncoderConfig, ModelConfig
 from trainer.model.localmim import LocalMIM
 from trainer.model.masking import random_masking
 
@@ -47,6 +49,19 @@ def write_run(directory: Path, config: ModelConfig, step: int = 10) -> LocalMIM:
     environment = {"shards": {"path": "/home/somebody/images", "samples": SAMPLES, "hash": "hash"}}
     (directory / "environment.json").write_text(json.dumps(environment))
     return model
+
+
+def write_finetuned_run(directory: Path, classes: int) -> None:
+    """The same of a fine-tuning, whose recipe has all keys; the number of classes stands in the head alone."""
+    encoder = EncoderConfig(**MODEL.model_dump(include=EncoderConfig.model_fields.keys()))
+    recipe = FinetuneRecipe(model=encoder).model_dump(mode="json")
+    recipe["data"] |= {"path": "/home/somebody/images"}
+    recipe["validation"] |= {"path": "/home/somebody/held_out"}
+    recipe["finetune"] |= {"init": "/home/somebody/run"}
+    torch.manual_seed(0)
+    model = Classifier(encoder, FinetuneRecipe().finetune, classes)
+    weights = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    write_by_hand(directory / "checkpoints", 20, weights, recipe=recipe)
 
 
 @torch.no_grad()

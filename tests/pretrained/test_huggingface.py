@@ -1,19 +1,22 @@
 """The folder for the Hugging Face Hub: timm reads it, the card says what is known, nothing else is ever deleted."""
 
-import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
 import torch
 import yaml
 
-from tests.pretrained.models import MODEL, mae_names, unmasked_features
+from tests.pretrained.models import MODEL, mae_names, unmasked_features, write_finetuned_run
 from trainer.errors import BadInput
+from trainer.finetuning.recipe import FinetuneRecipe
 from trainer.model.localmim import LocalMIM
-from trainer.pretrained import huggingface, load_pretrained
+from trainer.pretrained import build_vit, huggingface, load_pretrained
+from trainer.pretrained.export import write_timm
 from trainer.pretrained.huggingface import write_huggingface
+from trainer.recipe import parse_kind
 
 
 @pytest.fixture
@@ -49,15 +52,46 @@ def test_timm_adds_a_head(folder: Path) -> None:
     assert timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=7).head.out_features == 7
 
 
-def test_the_card_says_how_it_was_trained_and_not_where(folder: Path) -> None:
-    card = (folder / "README.md").read_text()
+def card_of(source: Path, output: Path) -> tuple[str, list[str]]:
+    """Text and tags."""
+    write_huggingface(load_pretrained(source, like=MODEL), output)
+    card = (output / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header["library_name"] == "timm"
+    return card, header["tags"]
+
+
+def recipe_on(card: str) -> dict[str, Any]:
+    return yaml.safe_load(card.split("```yaml")[1].split("```")[0])
+
+
+def test_the_card_says_how_it_was_trained_and_not_where(run: tuple[Path, LocalMIM], tmp_path: Path) -> None:
+    card, tags = card_of(run[0], tmp_path / "folder")
+    assert tags == ["timm", "self-supervised", "masked-image-modeling"]
+    assert "The training below read no labels" in card
     for row in ("| steps | 10 |", "| images | 150 |", "| passes over the images | 2.0 |", "2 of 5 units"):
         assert row in card
-    recipe = yaml.safe_load(card.split("```yaml")[1].split("```")[0])
-    assert recipe["model"] == json.loads(MODEL.model_dump_json())
-    assert not [path.name for path in folder.iterdir() if b"somebody" in path.read_bytes()]
+    assert "which `launch/pretrain.py` takes" in card
+    assert recipe_on(card)["model"] == MODEL.model_dump(mode="json")
+    assert not [path.name for path in (tmp_path / "folder").iterdir() if b"somebody" in path.read_bytes()]
+
+
+@pytest.mark.parametrize("source", ["run", "timm"])
+def test_the_card_of_a_fine_tuned_run_owns_up_to_labels(source: str, tmp_path: Path) -> None:
+    write_finetuned_run(tmp_path / "run", classes=7)
+    if source == "timm":
+        write_timm(load_pretrained(tmp_path / "run"), tmp_path / "timm.safetensors")
+    card, tags = card_of(tmp_path / {"run": "run", "timm": "timm.safetensors"}[source], tmp_path / "folder")
+    assert tags == ["timm"]
+    assert "fine-tuned on labelled images" in card
+    assert "It has seen the labels" in card
+    assert "no labels" not in card
+    assert "LocalMIM" not in card
+    assert "| classes | 7 |" in card
+    assert "which `launch/finetune.py` takes" in card
+    assert "pretrain.py" not in card
+    assert parse_kind(FinetuneRecipe, recipe_on(card), "the card").model.width == 32
+    assert not [path.name for path in (tmp_path / "folder").iterdir() if b"somebody" in path.read_bytes()]
 
 
 def test_the_code_on_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,13 +102,18 @@ def test_the_code_on_the_card_runs(folder: Path, monkeypatch: pytest.MonkeyPatch
     assert names["patches"].shape == (1, 17, 32)
 
 
-def test_the_card_of_a_foreign_checkpoint_invents_nothing(run: tuple[Path, LocalMIM], tmp_path: Path) -> None:
-    torch.save(mae_names(run[1]), tmp_path / "mae.pth")
-    write_huggingface(load_pretrained(tmp_path / "mae.pth", like=MODEL), tmp_path / "folder")
-    card = (tmp_path / "folder" / "README.md").read_text()
+@pytest.mark.parametrize("source", ["mae", "timm's classifier"])
+def test_the_card_of_a_foreign_checkpoint_invents_nothing(
+    source: str, run: tuple[Path, LocalMIM], tmp_path: Path
+) -> None:
+    weights = mae_names(run[1]) if source == "mae" else build_vit(MODEL, num_classes=10).state_dict()
+    torch.save(weights, tmp_path / "foreign.pth")
+    card, tags = card_of(tmp_path / "foreign.pth", tmp_path / "folder")
+    assert tags == ["timm"]
     assert "Not recorded" in card
-    assert "LocalMIM" not in card
-    assert "None" not in card
+    assert "Whether it has seen labels is not recorded" in card
+    for word in ("LocalMIM", "None", "no labels", "without labels", "tuned"):
+        assert word not in card
 
 
 def test_an_earlier_folder_is_replaced_and_nothing_is_left_beside_it(folder: Path, run: tuple[Path, LocalMIM]) -> None:

@@ -1,6 +1,7 @@
 """Every source gives the same encoder, and the decoders where it has them."""
 
 import argparse
+import json
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,12 @@ from torch import Tensor
 
 from tests.model.golden import GoldenCase
 from tests.pretrained.models import MODEL, expected_encoder, mae_names, write_run
+from trainer.finetuning.recipe import FinetuneRecipe
 from trainer.model.localmim import LocalMIM
 from trainer.pretrained import build_vit, load_into, load_pretrained
 from trainer.pretrained.export import write_full, write_timm
 from trainer.pretrained.huggingface import write_huggingface
+from trainer.recipe import AnyRecipe, Recipe, parse_kind
 
 
 def assert_same(given: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -50,6 +53,28 @@ def test_what_this_program_writes_it_reads_without_being_told_the_model(
         assert_same(pretrained.full, {name: p.detach() for name, p in model.named_parameters()})
     assert pretrained.about["recipe"] == of_run.about["recipe"]
     assert "somebody" not in pretrained.about["recipe"]
+
+
+@pytest.mark.parametrize("kind", [Recipe, FinetuneRecipe])
+def test_no_place_of_a_recipe_goes_with_the_weights(
+    kind: type[AnyRecipe], run: tuple[Path, LocalMIM], tmp_path: Path
+) -> None:
+    """Of all its keys that hold a text, those that are added one day included."""
+    recipe = kind().model_dump(mode="json")
+    texts = [
+        (section, key)
+        for section, info in kind.model_fields.items()
+        for key, field in info.annotation.model_fields.items()
+        if field.annotation == str | None and key != "rand_augment"
+    ]
+    assert len(texts) >= 3
+    for section, key in texts:
+        recipe[section][key] = f"/home/somebody/{key}"
+    recipe["data"]["cache_size"] = "1GB"
+    save_file(mae_names(run[1]), tmp_path / "x.safetensors", metadata={"recipe": json.dumps(recipe)})
+    left = load_pretrained(tmp_path / "x.safetensors", like=MODEL).about["recipe"]
+    assert "somebody" not in left
+    assert parse_kind(kind, json.loads(left), "what is left") == kind()
 
 
 def test_a_run_gives_its_newest_whole_checkpoint(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from pydantic import Field, field_serializer, model_validator
+from pydantic import Field, model_validator
 
 from trainer.byte_sizes import Bytes
 from trainer.data.urls import PIPE, redact, scheme_of
@@ -100,8 +100,3 @@ class DataConfig(Section):
         if self.cache is not None and self.path is not None and self.path.startswith(PIPE):
             raise ValueError("cache: nothing of a pipe: can be kept; leave cache and cache_size out")
         return self
-
-    @field_serializer("path", when_used="json-unless-none")
-    def _without_secrets(self, path: str) -> str:
-        """What is printed and saved with the run and its checkpoints."""
-        return redact(path)

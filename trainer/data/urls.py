@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 PIPE = "pipe:"
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*)://")
-_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://)(?:[^\s/@'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
+_URL = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]*://?)(?:[^\s/?'\"]*@)?([^\s?'\"]*)(\?[^\s'\"]*)?")
+"""One slash is enough: so `pathlib` writes a URL that was given in place of a path."""
 
 
 def scheme_of(location: str) -> str | None:

@@ -2,9 +2,8 @@
 
 from typing import Literal
 
-from pydantic import Field, field_serializer, field_validator
+from pydantic import Field, field_validator
 
-from trainer.data.urls import redact
 from trainer.section import Section, steps_between
 
 
@@ -31,11 +30,6 @@ class EvaluationConfig(Section):
     samples: int = Field(10_000, ge=1, description="held-out images to classify, evenly chosen")
     batch: int = Field(64, ge=1, description="images per forward of a rank")
     workers: int = Field(4, ge=1, description="threads of a rank that read and decode")
-
-    @field_serializer("path", when_used="json-unless-none")
-    def _without_secrets(self, path: str) -> str:
-        """What is printed and saved with the run and its checkpoints."""
-        return redact(path)
 
     @field_validator("k", "temperature")
     @classmethod

@@ -113,9 +113,27 @@ def _once_each(ids: Tensor, valid: Tensor, wanted: int) -> Tensor:
 def _require_labels(features: Features, index: ShardIndex) -> None:
     without = (features.labels == NO_LABEL).nonzero()[:, 0]
     if len(without):
-        sample = int(features.samples[without[0]])
-        shard, place = index.locate(sample)
         raise BadInput(
-            f"{len(without)} samples have no class (no .cls member); the first is no. {place} of shard "
-            f"{index.shards[shard].path} in {index.name}: evaluate on labelled shards"
+            f"{len(without)} samples have no class (no .cls member); the first is "
+            f"{_where(features, int(without[0]), index)}: evaluate on labelled shards"
         )
+
+
+def require_trained_labels(held_out: Features, index: ShardIndex, num_classes: int, train: ShardIndex) -> None:
+    """Raises BadInput if held-out samples have labels that nothing trained can answer with: they would count as misses.
+
+    num_classes: that the training samples have."""
+    beyond = (held_out.labels >= num_classes).nonzero()[:, 0]
+    if len(beyond):
+        row = int(beyond[0])
+        label = int(held_out.labels[row])
+        raise BadInput(
+            f"{len(beyond)} held-out samples have labels that the training shards have not; the first is "
+            f"{_where(held_out, row, index)}, with label {label} where {train.name} has the classes "
+            f"0 to {num_classes - 1}: convert both splits with one list of classes"
+        )
+
+
+def _where(features: Features, row: int, index: ShardIndex) -> str:
+    shard, place = index.locate(int(features.samples[row]))
+    return f"no. {place} of shard {index.shards[shard].path} in {index.name}"

@@ -9,7 +9,7 @@ from trainer.data.evaluation import evenly_chosen
 from trainer.data.storage import Storage
 from trainer.errors import BadInput
 from trainer.evaluation.encoder import POOLS, Encoder, Pool
-from trainer.evaluation.features import Features, extract_features
+from trainer.evaluation.features import Features, extract_features, require_trained_labels
 from trainer.evaluation.knn import knn_accuracies
 from trainer.evaluation.linear import num_steps, probe_augmented, probe_cached, require_whole_batches
 from trainer.evaluation.probe import ProbeSettings
@@ -58,10 +58,11 @@ def knn_on_shards(
     """Classify the held-out samples by their neighbours among the training samples.
 
     Returns what goes into a JSON file and an `evaluation` event. Raises BadInput if the two have other classes or lack
-    labels, ShardError if a sample is damaged."""
+    labels, or if held-out samples have labels beyond the training's, ShardError if a sample is damaged."""
     started = time.monotonic()
     require_same_classes(train.index, held_out.index)
     bank, queries = extraction.features(encoder, train), extraction.features(encoder, held_out)
+    _require_trained_labels(queries, held_out, bank, train)
     results = []
     for pool in extraction.pools:
         accuracies = knn_accuracies(
@@ -100,7 +101,7 @@ def linear_on_shards(
     Returns and raises as `knn_on_shards`."""
     started = time.monotonic()
     require_same_classes(train.index, held_out.index)
-    named = train.index.classes or held_out.index.classes
+    named = len(train.index.classes or ())
     if not cached and not (num_classes or named):
         raise BadInput(f"{train.index.name} does not name its classes: say how many there are, or cache the features")
     samples = len(evenly_chosen(train.index.num_samples, train.most))
@@ -111,10 +112,12 @@ def linear_on_shards(
     progress = extraction.progress("linear probe", num_steps(samples, settings), "steps")
     if cached:
         bank = extraction.features(encoder, train)
+        _require_trained_labels(tested, held_out, bank, train)
         accuracies = probe_cached(bank, tested, settings, progress=progress)
         num_classes = max(bank.num_classes, tested.num_classes)
     else:
-        num_classes = num_classes or len(named or ())
+        num_classes = num_classes or named
+        require_trained_labels(tested, held_out.index, named or num_classes, train.index)
         accuracies = probe_augmented(
             encoder, train.index, tested, settings, num_classes=num_classes, batch=extraction.batch,
             workers=extraction.workers, progress=progress,
@@ -130,3 +133,11 @@ def linear_on_shards(
         "seconds": time.monotonic() - started,
         "results": [asdict(accuracy) for accuracy in accuracies],
     }
+
+
+def _require_trained_labels(tested: Features, held_out: Split, bank: Features, train: Split) -> None:
+    """The training samples have the classes that their index names, or else those of their labels; of a part of them
+    without names nothing is refused, for it may lack the last classes."""
+    classes = train.index.classes
+    if classes or len(bank.labels) == train.index.num_samples:
+        require_trained_labels(tested, held_out.index, len(classes or ()) or bank.num_classes, train.index)

@@ -5,6 +5,7 @@ module, its hooks, the optimizer and the loader are not even touched, and no ran
 """
 
 from collections.abc import Callable
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -34,20 +35,19 @@ class OnlineKnn:
 
     def evaluate(self, alive: Callable[[str], None]) -> dict[str, Any]:
         """Fields of the `evaluation` event (`on_shards.knn_on_shards`). Collective. `alive` is told after every batch
-        what goes on. Raises ShardError if a sample is damaged."""
+        what goes on. Raises as `knn_on_shards` does."""
         plan, config = self._plan, self._plan.recipe.evaluation
         assert plan.held_out is not None  # the plan opened it, since there is an interval
         assert isinstance(plan.index, ShardIndex)  # and refused a pipe
-        storage = open_storage(plan.recipe.data)
-        extraction = Extraction(config.batch, config.workers, [config.pool], storage, self._say, alive)
-        return knn_on_shards(
-            live_encoder(self._engine, plan.recipe.model, self._device, plan.ds.precision),
-            Split("training", plan.index, config.train_samples),
-            Split("held-out", plan.held_out, config.samples),
-            extraction,
-            ks=config.k,
-            temperatures=config.temperature,
-        )
+        with closing(open_storage(plan.recipe.data)) as storage:
+            return knn_on_shards(
+                live_encoder(self._engine, plan.recipe.model, self._device, plan.ds.precision),
+                Split("training", plan.index, config.train_samples),
+                Split("held-out", plan.held_out, config.samples),
+                Extraction(config.batch, config.workers, [config.pool], storage, self._say, alive),
+                ks=config.k,
+                temperatures=config.temperature,
+            )
 
 
 def live_encoder(engine: FreezingEngine, config: ModelConfig, device: torch.device, precision: Precision) -> Encoder:

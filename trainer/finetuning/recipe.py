@@ -6,6 +6,7 @@ from typing import Any, Literal
 from pydantic import Field, field_validator
 
 from trainer.data.config import DataConfig
+from trainer.data.urls import redact, scheme_of
 from trainer.engine.config import OptimizerConfig
 from trainer.errors import BadInput
 from trainer.model.config import EncoderConfig
@@ -48,6 +49,13 @@ class FinetuneConfig(Section):
         description="Decay per step of a moving average of the weights (0.9999), which is evaluated beside them; "
         "empty = none. Costs 4 bytes a parameter, divided over the ranks as the optimizer state is.",
     )
+
+    @field_validator("init")
+    @classmethod
+    def _no_url(cls, init: str | None) -> str | None:
+        if init is not None and scheme_of(init) is not None:
+            raise ValueError(f"{redact(init)} is a URL, and weights are read from paths alone: download them first")
+        return init
 
 
 class AugmentationConfig(Section):
@@ -93,7 +101,8 @@ class ValidationConfig(Section):
 
     path: str | None = Field(
         None,
-        description="Folder of shards with a val.json, or the index file; empty = the val.json beside the training's.",
+        description="Folder of shards with a val.json, or the index file: a path or a URL; empty = the val.json beside "
+        "the training's.",
     )
     every_epochs: float = Field(
         1.0, ge=0, description="Epochs between two validations (rounded to steps), and one at the end; 0 = none at all."

@@ -19,6 +19,15 @@ _OURS = re.compile(r"stages\.\d+\..+")
 _NOT_OF_THE_ENCODER = ("decoder_", "mask_token", "head.", "fc_norm.")
 """What MAE has beside its encoder, and what a classifier of timm has behind it."""
 
+_PLACES = {
+    "data": ("path", "cache", "cache_size"),
+    "evaluation": ("path",),
+    "validation": ("path",),
+    FINETUNE: ("init",),
+}
+"""Keys of a recipe that say where images and weights lie: weights are handed on, and that is nobody's business. The
+cache's size goes with its folder, without which no recipe is read."""
+
 
 def recognise(
     weights: Mapping[str, Tensor], about: Mapping[str, str], source: str, like: ModelConfig | None = None
@@ -34,6 +43,8 @@ def recognise(
         recipe = _recipe(about["recipe"], source)
         recorded = _model(recipe, source)
         about["recipe"] = json.dumps(recipe)
+        if FINETUNE in recipe and "head.bias" in weights:
+            about["classes"] = str(weights["head.bias"].numel())
     known = [config for config in (recorded, *STANDARD, like) if config is not None]
     if any(map(_OURS.fullmatch, weights)):
         return from_localmim(recorded or _required(like, source), weights, source, about)
@@ -49,17 +60,16 @@ def recognise(
 
 
 def _recipe(text: str, source: str) -> dict[str, Any]:
-    """The recipe that is written down beside the weights, without where the images lie: weights are handed on, and that
-    is nobody's business. Raises `BadInput`."""
+    """The recipe that is written down beside the weights, without its `_PLACES`. Raises `BadInput`."""
     try:
         recipe = json.loads(text)
     except (ValueError, RecursionError):
         recipe = None
     if not isinstance(recipe, dict):
         raise BadInput(f"{source}: the recipe in its metadata is not what this program writes; give another checkpoint")
-    for section in ("data", "evaluation"):
+    for section, places in _PLACES.items():
         if isinstance(recipe.get(section), dict):
-            recipe[section] |= {"path": None}
+            recipe[section] |= {key: None for key in places if key in recipe[section]}
     return recipe
 
 

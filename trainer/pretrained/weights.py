@@ -14,10 +14,10 @@ from trainer.model.positions import sincos_positions
 ENCODER_PARTS = ("cls_token", "patch_embed.", "blocks.")
 """Beginnings of the encoder's parameters in LocalMIM, where they have the names of timm's VisionTransformer."""
 
-NUMBERS = ("step", "frozen_units", "images")
+NUMBERS = ("step", "frozen_units", "images", "classes")
 ABOUT = (*NUMBERS, "precision", "shards", "recipe")
-"""Keys of `Pretrained.about`: optimizer steps, units frozen by then, images of an epoch, precision of training, hash of
-the shards' index, the recipe as JSON."""
+"""Keys of `Pretrained.about`: optimizer steps, units frozen by then, images of an epoch, classes of a fine-tuned run's
+head, precision of training, hash of the shards' index, the recipe as JSON."""
 
 
 @dataclass(frozen=True)
