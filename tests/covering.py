@@ -9,15 +9,16 @@ Row = TypeVar("Row")
 
 
 def covering(rows: Sequence[Row], shows: Callable[[Row], Iterable[Hashable]]) -> list[Row]:
-    """The rows, in order, that show something which no row before them does."""
-    seen: set[Hashable] = set()
-    chosen = []
-    for row in rows:
-        shown = set(shows(row))
-        if not shown <= seen:
-            chosen.append(row)
-            seen |= shown
-    return chosen
+    """Rows, in their order, that show all that is to be seen: again and again the one that shows most of what is
+    missing."""
+    shown = [set(shows(row)) for row in rows]
+    missing = set().union(*shown)
+    chosen = set()
+    while missing:
+        best = max(range(len(rows)), key=lambda number: len(shown[number] & missing))
+        chosen.add(best)
+        missing -= shown[best]
+    return [rows[number] for number in sorted(chosen)]
 
 
 def slow_and_exhaustive(

@@ -23,3 +23,7 @@ def test_the_shortened_matrices_show_what_the_whole_ones_do() -> None:
         chosen = covering(rows, shows)
         assert len(chosen) < 0.7 * len(rows)
         assert {what for row in chosen for what in shows(row)} == {what for row in rows for what in shows(row)}
+
+
+def test_a_row_that_shows_more_goes_before_rows_that_come_first() -> None:
+    assert covering(["ab", "cd", "abcd", "e"], set) == ["abcd", "e"]
