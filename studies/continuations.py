@@ -37,11 +37,12 @@ WAYS = {
     "unfrozen": Way(),
     "unfrozen, half the rate": Way(lr=1e-3),
     "unfrozen, from scratch": Way(is_new=True),
+    "3 units frozen": Way(frozen_units=3),
     "5 units frozen": Way(frozen_units=5),
     "8 units frozen": Way(frozen_units=8, budgets=BUDGETS[:2]),
     "unfrozen, last two stages": Way(model={"stage_weights": LAST_STAGES}, budgets=BUDGETS[1:2]),
 }
-"""Name in tables and pictures → way. With 5 units the patch embedding and blocks 1 to 4 are frozen, of 12."""
+"""Name in tables and pictures → way. With 3 units the patch embedding and blocks 1 and 2 are frozen, of 12."""
 
 RIVALS = ("unfrozen", "unfrozen, half the rate", "unfrozen, from scratch")
 """What the frozen ones are compared with."""
