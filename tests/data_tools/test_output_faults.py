@@ -91,6 +91,9 @@ def test_a_shard_that_was_cut_off_afterwards_is_not_taken_for_whole(source, tmp_
 
 def test_an_interrupted_command_says_how_to_go_on(tmp_path):
     source = write_class_folders(tmp_path / "images", per_class=60, width=200, height=150)
+    for image in list(source.rglob("*.jpg")):
+        for number in range(19):  # work for seconds, so that it is not done before it hears of the signal
+            os.link(image, image.with_stem(f"{image.stem}_{number}"))
     output = tmp_path / "set"
     arguments = command(source, output, "--shards", "90")
     process = subprocess.Popen([sys.executable, "-m", "data_tools", *arguments], stderr=subprocess.PIPE, text=True)
