@@ -18,7 +18,7 @@ def parse_arguments(description: str | None, words: Sequence[str] | None = None)
     """`output` is the folder of page and picture. Raises `BadInput`."""
     parser = ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="a few steps of a tiny model on few images")
-    parser.add_argument("--seeds", type=at_least_one, default=3, help="of the main contrast (default: 3)")
+    parser.add_argument("--seeds", type=at_least_one, default=3, help="how many, where there are several (default: 3)")
     parser.add_argument("--at-once", type=at_least_one, default=2, help="runs side by side, a thread each (default: 2)")
     parser.add_argument("--work", type=Path, default=WORK, help="folder of shards, runs and results (runs/studies)")
     parser.add_argument("--skip-training", action="store_true", help="judge and write what is there already")

@@ -73,12 +73,6 @@ class Continuation:
         config = ModelConfig(**(TINY_MODEL if self.quick else MODEL))
         return round(self.budget * step_flops(config, 0).total / step_flops(config, self.frozen_units).total)
 
-    @property
-    def share(self) -> float:
-        """Of the cost of `budget` unfrozen steps; 1 but for rounding to whole steps."""
-        config = ModelConfig(**(TINY_MODEL if self.quick else MODEL))
-        return self.steps * step_flops(config, self.frozen_units).total / (self.budget * step_flops(config, 0).total)
-
     def recipe(self, steps_per_epoch: int) -> dict[str, Any]:
         """As that of a trial of the study of freezing, which trains from the first step, but for what the way says."""
         way = WAYS[self.way]

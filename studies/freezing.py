@@ -9,15 +9,16 @@ that mean nothing.
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from launch.command import run_command
 from studies.command import QUICK_IMAGES, parse_arguments
+from studies.contrast import main_sections, others_section
 from studies.cost import unit
 from studies.finetuning import finetune_missing
 from studies.image_sets import IMAGE_SETS, ImageSet
 from studies.judging import judge_missing
-from studies.page import command_line, put_tables, tables
+from studies.page import command_line, dated, put_tables
 from studies.picture import draw
 from studies.pretraining import pretrainings
 from studies.results import Point, read_points
@@ -40,6 +41,20 @@ def main(words: Sequence[str] | None = None) -> int:
     put_tables(output / "study.md", tables(found, cost, command, quick=quick), MODULE)
     print(f"tables in {output / 'study.md'}, picture in {output / 'study.png'}")
     return 0
+
+
+def tables(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, command: str, *, quick: bool = False) -> str:
+    """Markdown of all that is there, dated."""
+    runs = sum(len({point.trial for point in of_set}) for of_set in found.values())
+    parts = [dated(command, runs, sum(map(len, found.values())))]
+    for image_set, of_set in found.items():
+        parts.append(f"### {image_set.title}\n")
+        for budget in image_set.budgets(quick=quick):
+            sections = main_sections(of_set, budget, unit_cost)
+            if budget == image_set.budgets(quick=quick)[0] and not image_set.main_only:
+                sections.append(others_section(of_set, budget, unit_cost))
+            parts += [section.markdown().replace("## ", "#### ", 1) for section in sections if section.rows]
+    return "\n".join(parts)
 
 
 def _points(image_set: ImageSet, arguments: argparse.Namespace) -> list[Point]:

@@ -2,13 +2,10 @@
 
 import datetime
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.machine import describe_machine
-from studies.contrast import main_sections, others_section
-from studies.image_sets import ImageSet
-from studies.results import Point
 from trainer.errors import BadInput
 from trainer.files import write_text
 
@@ -28,20 +25,6 @@ def dated(command: str, runs: int, judged: int) -> str:
     """How and where the tables came to be."""
     today = datetime.datetime.now(datetime.UTC).date()
     return f"`{command}`, {today}: {runs} runs, {judged} checkpoints judged.\n\n{describe_machine()}\n"
-
-
-def tables(found: Mapping[ImageSet, Sequence[Point]], unit_cost: int, command: str, *, quick: bool = False) -> str:
-    """Markdown of all that is there, dated."""
-    runs = sum(len({point.trial for point in of_set}) for of_set in found.values())
-    parts = [dated(command, runs, sum(map(len, found.values())))]
-    for image_set, of_set in found.items():
-        parts.append(f"### {image_set.title}\n")
-        for budget in image_set.budgets(quick=quick):
-            sections = main_sections(of_set, budget, unit_cost)
-            if budget == image_set.budgets(quick=quick)[0] and not image_set.main_only:
-                sections.append(others_section(of_set, budget, unit_cost))
-            parts += [section.markdown().replace("## ", "#### ", 1) for section in sections if section.rows]
-    return "\n".join(parts)
 
 
 def put_tables(page: Path, text: str, module: str) -> None:

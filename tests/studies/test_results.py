@@ -7,9 +7,9 @@ import pytest
 
 from studies.contrast import at_cost, main_sections, others_section
 from studies.cost import flops, unit
-from studies.freezing import MODULE
+from studies.freezing import MODULE, tables
 from studies.image_sets import IMAGE_SETS
-from studies.page import END, begin, put_tables, tables
+from studies.page import END, begin, put_tables
 from studies.picture import draw
 from studies.results import Judged, read_judged, read_points, result_file, write_judged
 from studies.trials import BUDGETS, CONTRASTED, POLICIES, STOPS, Trial, main_contrast, shortened
